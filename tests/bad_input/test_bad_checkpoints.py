@@ -34,11 +34,6 @@ def test_missing_directory(refused_export: Refused, tmp_path: Path, process: boo
     assert message == f"Error: There is no checkpoint at {tmp_path / 'nothing'}: the directory does not exist."
 
 
-def test_directory_without_config(refused_export: Refused, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refused_export(tmp_path / "empty")
-
-
 @pytest.mark.parametrize("part", ["vision_config", None])
 def test_only_a_language_model_may_be_llama_in_all_but_name(
     refused_export: Refused, make_checkpoint: MakeCheckpoint, part: str | None
@@ -56,13 +51,6 @@ def test_name_too_long_for_the_file_system(refused_export: Refused) -> None:
 def test_an_artifact_given_as_checkpoint(refused_export: Refused, artifact_copy: Path, tmp_path: Path) -> None:
     artifact_copy.rename(tmp_path / "exported")
     assert "is an exported artifact; a checkpoint is needed" in refused_export(tmp_path / "exported")
-
-
-def test_truncated_safetensors(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
-    path = make_checkpoint() / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    message = refused_export(path.parent)
-    assert f"{path} is not a readable safetensors file (cut or corrupted?)" in message
 
 
 def test_what_is_no_file_in_the_place_of_a_companion(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
@@ -94,14 +82,6 @@ def test_a_tokenizer_that_cannot_be_read(
     path.write_bytes(content)
     message = refused_export(path.parent)
     assert str(path) in message and "is not a readable tokenizer" in message
-
-
-def test_a_key_that_is_not_known(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint()
-    edit_config(checkpoint, attention_typ="lucid", gain=3)
-    message = refused_export(checkpoint)
-    assert f"{checkpoint / 'config.json'}: attention_typ is 'lucid'; gain is 3." in message
-    assert message.endswith("export with --assume-unused attention_typ --assume-unused gain")
 
 
 @pytest.mark.parametrize(

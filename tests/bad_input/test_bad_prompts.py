@@ -54,10 +54,6 @@ def test_no_text(refused: Refused, with_tokenizer: Path, empty: str) -> None:
     assert "The prompt is empty" in refused("run", with_tokenizer, "--prompt", empty)
 
 
-def test_nothing_on_stdin(refused: Refused, with_tokenizer: Path) -> None:
-    assert "The prompt is empty" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"")
-
-
 def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
     assert "not valid UTF-8 text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
 

@@ -51,11 +51,6 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert damaged.exit_code == 1 and "weights.bin" in damaged.stderr
 
 
-def test_what_is_no_artifact(tmp_path: Path) -> None:
-    result = run(tmp_path / "nowhere")
-    assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr
-
-
 def test_commands_say_numbers_in_the_same_words(demo: Callable[..., Artifact]) -> None:
     artifact = demo(quantize=QuantizeOptions("int4"))
     for words in (

@@ -60,15 +60,6 @@ def test_greedy_is_the_plain_loop(generate: Callable[..., dict[str, Any]], expor
     assert generate()["ids"] == tokens
 
 
-def test_torch_gives_the_same_tokens(generate: Callable[..., dict[str, Any]]) -> None:
-    assert generate("--runtime", "torch")["ids"] == generate()["ids"]
-
-
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_prefill_in_chunks_gives_the_same_tokens(generate: Callable[..., dict[str, Any]], chunk: int) -> None:
-    assert generate("--prefill-chunk", chunk)["ids"] == generate()["ids"]
-
-
 def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_deploy.cli.run.time", SimpleNamespace(perf_counter=itertools.count().__next__))
     facts = generate("--kernels", "functions")

@@ -5,15 +5,13 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.artifact import MANIFEST, WEIGHTS
 from lucid_deploy.cli import main
-from tests.parity.faults import change_weight as change_element
+from tests.parity.faults import change_weight
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
 
@@ -27,18 +25,6 @@ def example(exported, tmp_path):
     return tmp_path / "checkpoint", tmp_path / "artifact"
 
 
-@pytest.fixture
-def directory(exported, tmp_path):
-    """A copy of an artifact, with a tokenizer of 97 words that starts every text with w1."""
-    _, artifact = exported(max_position_embeddings=CONTEXT)
-    copy = shutil.copytree(artifact.directory, tmp_path / "artifact <b>")
-    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
-    tokenizer.save(str(copy / "tokenizer.json"))
-    return copy
-
-
 def run(*arguments):
     return CliRunner().invoke(main, ["verify", *map(str, arguments), "--steps", "8"], catch_exceptions=False)
 
@@ -46,13 +32,6 @@ def run(*arguments):
 def message(result):
     """The error, on one line."""
     return " ".join(result.stderr.split())
-
-
-def change_weight(checkpoint, name, factor):
-    path = checkpoint / "model.safetensors"
-    tensors = load_file(path)
-    tensors[name] = tensors[name] * factor
-    save_file(tensors, path)
 
 
 def change_manifest(artifact, **changes):
@@ -67,22 +46,6 @@ def test_the_checkpoint_can_be_elsewhere(example):
     assert result.exit_code == 2
     assert "exported from /no/such/place" in message(result) and "--checkpoint" in message(result)
     assert run(artifact, "--checkpoint", checkpoint, "--runtime", "torch").exit_code == 0
-
-
-def test_a_failed_gate_names_layer_tensor_and_position(example, tmp_path):
-    """The artifact is intact, but a weight of the checkpoint is another one."""
-    checkpoint, artifact = example
-    change_weight(checkpoint, "model.layers.1.self_attn.v_proj.weight", 1.01)
-    target = tmp_path / "report.json"
-    result = run(artifact, "--checkpoint", checkpoint, "--json", target)
-    assert result.exit_code == 1
-    assert "layer 1 Y is beyond its gate at position 0 (random, one-shot): relative error 0.0099, allowed" in message(
-        result
-    )
-    assert "FAILED" in result.stdout
-    data = json.loads(target.read_text())
-    assert data["passed"] is False
-    assert data["first_failure"]["tensor"] == "layer 1 Y"
 
 
 def test_a_checkpoint_of_another_model_is_refused(example, make_checkpoint):
@@ -106,13 +69,8 @@ def test_a_real_prompt_is_verified(example):
     assert run(artifact, "--prompt", " ").exit_code == 2
 
 
-def test_no_artifact(tmp_path):
-    result = run(tmp_path / "nothing")
-    assert result.exit_code == 2
-    assert "no artifact" in message(result)
-
-
-def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
+def test_nothing_expensive_is_run_unless_asked_or_failed(example):
+    _, directory = example
     data = json.loads(run(directory, "--json", "-").stdout)
     assert data["explanation"] is None
     assert data["error_against_position"]
@@ -135,10 +93,10 @@ def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
         (["--text", "{tmp}/empty.txt", "--text-tokens", "1"], "--text-tokens"),
     ],
 )
-def test_bad_usage_is_refused_before_the_long_run(directory, tmp_path, arguments, words):
+def test_bad_usage_is_refused_before_the_long_run(with_tokenizer, tmp_path, arguments, words):
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "binary.txt").write_bytes(b"w1 \xff\xfe")
-    result = run(directory, *(argument.format(tmp=tmp_path) for argument in arguments))
+    result = run(with_tokenizer, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.exit_code == 2
     assert words in message(result)
 
@@ -165,7 +123,7 @@ def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
 def test_a_quick_run_finds_a_fault_too(exported, tmp_path):
     _, artifact = exported(max_position_embeddings=200)
     copy = shutil.copytree(artifact.directory, tmp_path / "artifact")
-    change_element(copy, "model.layers.1.self_attn.v_proj.weight")
+    change_weight(copy, "model.layers.1.self_attn.v_proj.weight")
     result = CliRunner().invoke(main, ["verify", str(copy), "--quick"], catch_exceptions=False)
     assert result.exit_code == 1 and "The error starts in layer 1 Y" in message(result)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,24 +62,6 @@ def test_plain_onnxruntime_runs_it_by_names(exported: Exported) -> None:
     np.testing.assert_allclose(logits[:, 0], reference[:, -1].numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_all_logits(exported: Exported) -> None:
-    checkpoint, artifact = exported(logits="all")
-    tokens = np.array([[3, 5, 7, 9], [2, 4, 6, 8]])
-    graph = ort.InferenceSession(str(artifact.graph_path("prefill")))
-    empty = np.zeros((2, 2, 0, 36), np.float32)
-    feed = {f"past_key_values.{layer}.{kind}": empty for layer in range(2) for kind in ("key", "value")}
-    feed |= {
-        "input_ids": tokens,
-        "attention_mask": np.ones((2, 4), np.int64),
-        "position_ids": np.tile(np.arange(4), (2, 1)),
-    }
-    reference, _ = load_model(checkpoint, torch.float64)(torch.from_numpy(tokens))
-    np.testing.assert_allclose(graph.run(["logits"], feed)[0], reference.numpy(), rtol=1e-4, atol=1e-4)
-    session = open_session(artifact)
-    logits = session.prefill(tokens, session.empty_cache(2), mask=np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
-    np.testing.assert_allclose(logits[0, 0], reference[0, 2].numpy(), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("dtype", "tied"), [("float16", False), ("bfloat16", True)])
 def test_half_precision_artifacts(exported: Exported, dtype: str, tied: bool) -> None:
     checkpoint, artifact = exported(dtype=dtype, tie_word_embeddings=tied)
@@ -100,22 +81,3 @@ def test_exports_are_reproducible(exported: Exported, tmp_path: Path) -> None:
     checkpoint, artifact = exported(cache=None)  # every form
     again = export(checkpoint, tmp_path / "again")
     assert again.manifest.files == artifact.manifest.files
-
-
-def test_sharded_checkpoints(exported: Exported, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    checkpoint, artifact = exported()
-    tensors = load_file(checkpoint / "model.safetensors")
-    sharded = tmp_path / "sharded"
-    sharded.mkdir()
-    shutil.copy(checkpoint / "config.json", sharded)
-    names = sorted(tensors)
-    weight_map = {}
-    for part in range(3):
-        mine = {name: tensors[name] for name in names[part::3]}
-        save_file(mine, sharded / f"model-{part}.safetensors")
-        weight_map |= dict.fromkeys(mine, f"model-{part}.safetensors")
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    again = export(sharded, tmp_path / "artifact")
-    assert again.manifest.files["weights.bin"] == artifact.manifest.files["weights.bin"]

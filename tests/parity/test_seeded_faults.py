@@ -52,34 +52,7 @@ def test_a_weight_changed_by_one_percent(model, targets, weight, tensor):
     assert_caught(TorchSession(broken), targets, tensor)
 
 
-def test_two_layers_swapped(model, targets):
-    broken = copy.deepcopy(model)
-    layers = broken.model.layers
-    layers[1], layers[2] = layers[2], layers[1]
-    assert_caught(TorchSession(broken), targets, "layer 1 K", position=0)
-
-
 # Cache
-
-
-class SwappedCache(TorchSession):
-    """Computes the right thing, but hands out K as Y and Y as K."""
-
-    def layer_arrays(self, cache):
-        return [(y, k) for k, y in super().layer_arrays(cache)]
-
-
-class NormalisedKeys(TorchSession):
-    """Caches K̂ in place of K."""
-
-    def _run(self, *args, **kwargs):
-        logits, present = super()._run(*args, **kwargs)
-        return logits, [(normalize_keys(k, self.config.rms_norm_eps), y) for k, y in present]
-
-
-@pytest.mark.parametrize("kind", [SwappedCache, NormalisedKeys])
-def test_wrong_tensors_in_the_cache(model, targets, kind):
-    assert_caught(kind(model), targets, "layer 0 K", position=0)
 
 
 class StaleRow(TorchSession):
@@ -99,7 +72,7 @@ def test_a_cache_row_overwritten_in_decode(model, targets):
     assert_caught(StaleRow(model), targets, "layer 2 Y", position=0, schedule="by token")
 
 
-# Positions and masks
+# Positions
 
 
 class ShiftedPositions(TorchSession):
@@ -120,51 +93,16 @@ def test_rope_off_by_one_position_in_decode_only(model, targets):
     assert_caught(ShiftedDecodePositions(model), targets, "layer 0 K", position=1, schedule="by token")
 
 
-class IgnoredPadding(TorchSession):
-    def _run(self, stage, tokens, *args):
-        return super()._run(stage, replace(tokens, mask=np.ones_like(tokens.mask)), *args)
-
-
-def test_padding_ignored(model, targets):
-    assert_caught(IgnoredPadding(model), targets, "layer 0 Y", position=0, schedule="padded")
-
-
 # The operators
-
-
-def solve(k, v, k_past, y_past, eps, diagonal, skip_solve):
-    """The preconditioner, with a chance to get it wrong."""
-    n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
-    k_hat = normalize_keys(torch.cat([k_past, k], dim=2), eps)
-    e = torch.exp(k_hat[:, :, past:] @ k_hat.mT / root_d - root_d)
-    rhs = v - e[..., :past] @ y_past
-    if skip_solve:
-        return rhs
-    lower = e[..., past:].tril(-1)
-    lower = lower + (torch.eye(n) if diagonal is None else torch.diag_embed(diagonal(e[..., past:])))
-    return torch.linalg.solve_triangular(lower, rhs, upper=False)
-
-
-@pytest.mark.parametrize(
-    "diagonal",
-    [
-        pytest.param(lambda e: torch.full_like(e[..., 0], 0.9998), id="0.9998"),
-        pytest.param(lambda e: e.diagonal(dim1=-2, dim2=-1), id="what eps makes of it"),
-    ],
-)
-def test_a_diagonal_that_is_not_one_in_prefill(model, targets, monkeypatch, diagonal):
-    def broken(k, v, k_past, y_past, mask, eps, implementation, training_diagonal):
-        return solve(k, v, k_past, y_past, eps, diagonal, skip_solve=False)
-
-    monkeypatch.setattr(lucid, "precondition", broken)
-    assert_caught(session(model), targets, "layer 0 Y", position=0)
 
 
 def test_the_solve_within_a_chunk_skipped(model, targets, monkeypatch):
     def broken(k, v, k_past, y_past, mask, eps, implementation, training_diagonal):
         if k_past.shape[2] == 0:
             return original(k, v, k_past, y_past, mask, eps, implementation, training_diagonal)
-        return solve(k, v, k_past, y_past, eps, None, skip_solve=True)
+        past, root_d = k_past.shape[2], math.sqrt(k.shape[3])
+        k_hat = normalize_keys(torch.cat([k_past, k], dim=2), eps)
+        return v - torch.exp(k_hat[:, :, past:] @ k_hat[:, :, :past].mT / root_d - root_d) @ y_past
 
     original = lucid.precondition
     monkeypatch.setattr(lucid, "precondition", broken)

@@ -153,12 +153,6 @@ def test_a_batch_without_rows_and_empty_chunks_are_refused(exported: Exported) -
         session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=0)
 
 
-def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
-    _, artifact = exported()
-    session = open_session(artifact, allow_extrapolation=True)
-    assert np.isfinite(session.prefill(np.zeros((1, 513), np.int64), session.empty_cache(1), chunk=64)).all()
-
-
 @pytest.mark.parametrize(("runtime", "logits"), [("onnxruntime", "all"), ("onnxruntime", "last"), ("torch", "all")])
 def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str, logits: str) -> None:
     """After a cached past, with padding: as decoding token by token gives them."""

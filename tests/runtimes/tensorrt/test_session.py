@@ -13,8 +13,6 @@ import torch
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.drafting import LookupDrafter
-from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_rows import take_back
@@ -281,15 +279,6 @@ def test_drafts_between_steps_agree_with_the_reference(changes: dict[str, Any], 
     for got, other, true in rounds:
         assert got.shape == true.shape and np.isfinite(got).all()
         assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
-
-
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_speculation_gives_the_tokens_of_plain_decoding(cache: str, exported: Exported) -> None:
-    session, _ = opened_for_drafts(exported(cache=cache)[1])
-    prompt = [5, 9, 40, 5, 9, 40, 5, 9]
-    plain = list(Generation(session, prompt, 40, stop_at_eos=False))
-    guessed = Generation(session, prompt, 40, stop_at_eos=False, drafter=LookupDrafter())
-    assert list(guessed) == plain and guessed.drafts.accepted > 0
 
 
 def test_drafts_leave_a_static_cache_and_its_recorded_step_where_they_are(exported: Exported) -> None:
