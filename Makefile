@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports, so pip need not compile all of every package: half of the installation's time.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 DEMO := demo-artifact
+COMPAT := tests/compat tests/docs tests/examples tests/serving/test_ray_cluster.py # collecting all tests takes 20 s a process
 WORKERS ?= $(shell echo $$(( $$( (nproc || getconf _NPROCESSORS_ONLN) 2>/dev/null ) + 1 ))) # one more than cores: some tests wait
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
@@ -56,7 +57,7 @@ mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; F
 
 # What takes minutes: exported graphs in several runtimes and versions, long pages' commands, Ray. Needs Node and Chromium.
 test-compat: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COMPAT) -m compat -n 2 --dist loadfile --no-loadscope-reorder
 
 test-families: $(VENV)/.dev # every causal language model of transformers: right, or refused; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.sweep

@@ -55,3 +55,11 @@ def test_an_import_upwards_and_a_circle_are_found():
 @pytest.mark.parametrize("module", ["lucid_deploy.export.trace", f"{PACKAGE}.runtimes.session"])
 def test_imports_inside_functions_are_seen(module: str):
     assert any(item.module == module for item in all_imports())
+
+
+def test_the_compatibility_run_collects_all_of_its_tests():
+    folders = re.search(r"^COMPAT := ([^#\n]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    tests = (ROOT / "tests").rglob("test_*.py")
+    marked = [path for path in tests if re.search(r"pytest\.mark\.compat", path.read_text(encoding="utf-8"))]
+    names = [path.relative_to(ROOT).as_posix() for path in marked]
+    assert len(names) > 15 and [name for name in names if not name.startswith(tuple(folders))] == []
