@@ -57,7 +57,7 @@ mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; F
 
 # What takes minutes: exported graphs in several runtimes and versions, long pages' commands, Ray. Needs Node and Chromium.
 test-compat: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COMPAT) -m compat -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(COMPAT) -m compat -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-families: $(VENV)/.dev # every causal language model of transformers: right, or refused; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.sweep

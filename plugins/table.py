@@ -91,7 +91,6 @@ SCALE = Attribute("scale", "factor of the outputs, usually 1/√key_width")
 
 _NEW = "[batch, kv_heads, sequence, head_dim]"
 _CACHE = "[batch, kv_heads, past_sequence, head_dim]"
-_ONE = "[batch, kv_heads, 1, head_dim]"
 _SCALE = "[batch, kv_heads, past_sequence, 1]"
 
 PRECONDITION = Operator(
@@ -248,11 +247,11 @@ DECODE_ATTENTION_FLOAT8 = Operator(
 # Never in an artifact: a graph pass replaces it by the standard TensorScatter.
 SCATTER_ROW = Operator(
     name="ScatterRow",
-    text="Replace one row per batch row of a cache buffer.",
+    text="Replace one or more rows per batch row of a cache buffer.",
     inputs=(
         Tensor("cache", "[batch, kv_heads, max_context, head_dim]", "the buffer"),
-        Tensor("row", _ONE, "the new rows"),
-        Tensor("index", "[batch]", "position of each new row", "int64"),
+        Tensor("row", "[batch, kv_heads, rows, head_dim]", "the new rows"),
+        Tensor("index", "[batch]", "position of the first new row", "int64"),
     ),
     outputs=(Tensor("present", "[batch, kv_heads, max_context, head_dim]", "the buffer afterwards"),),
     types=(*FLOATS, "int8"),
@@ -323,7 +322,7 @@ _BLOCKS = (
 )
 QUANTIZED_MATMUL = Operator(
     name="QuantizedMatMul",
-    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks; no copy of W is made.",
+    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks; a constant W is packed once.",
     inputs=_BLOCKS,
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32", "float16"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def command(json_target: str | None) -> None:
     """Show what is installed, what works, and what to install.
 
-    Everything for TensorRT is optional. Exit status 1 if something that is needed for exporting is missing or broken.
+    Everything for TensorRT is optional. Exit status 1 if something required is missing or broken.
 
     Example: lucid-deploy doctor
     """

@@ -43,56 +43,54 @@ def computed(packages: tuple[str, ...], code: str, tensors: dict[str, Any], fold
     return load_file(folder / "found")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "block"),
-    [("tensor", None), ("channel", None), ("block", [32, 64])],
-    ids=["tensor", "channel", "block"],
-)
-def test_weights_of_compressed_tensors(strategy: str, block: Any, tmp_path: Path) -> None:
+BLOCKS = {"tensor": (80, 128), "channel": (1, 128), "block": (32, 64)}  # what has one scale
+
+
+def scales(high: int, wide: int) -> torch.Tensor:
+    """Return the scale of each block of the weight."""
+    rows = (rows.split(wide, dim=1) for rows in WEIGHT.split(high))
+    return torch.stack([torch.stack([block.abs().max() / 448 for block in row]) for row in rows])
+
+
+def test_weights_of_compressed_tensors(tmp_path: Path) -> None:
     code = f"""
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-args = QuantizationArgs(num_bits=8, type="float", strategy={strategy!r}, block_structure={block!r})
-scheme = QuantizationScheme(targets=["Linear"], weights=args)
 compressor = BaseCompressor.get_value_from_registry("float-quantized")
-parts = compressor.compress({{"weight": given["weight"], "weight_scale": given["scale"]}}, scheme)
-found = {{**parts, "whole": compressor.decompress(parts, scheme)["weight"]}}
+for strategy, block in {BLOCKS!r}.items():
+    structure = list(block) if strategy == "block" else None
+    args = QuantizationArgs(num_bits=8, type="float", strategy=strategy, block_structure=structure)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    parts = compressor.compress({{"weight": given["weight"], "weight_scale": given[strategy]}}, scheme)
+    parts["whole"] = compressor.decompress(parts, scheme)["weight"]
+    found |= {{f"{{strategy}} {{name}}": part for name, part in parts.items()}}
 """
-    high, wide = {"tensor": (80, 128), "channel": (1, 128)}.get(strategy, (32, 64))
-    rows = -(-80 // high)
-    scale = torch.stack(
-        [
-            torch.stack(
-                [
-                    WEIGHT[r * high : r * high + high, c * wide : c * wide + wide].abs().max() / 448
-                    for c in range(128 // wide)
-                ]
-            )
-            for r in range(rows)
-        ]
-    )
-    given = scale.reshape(1) if strategy == "tensor" else scale
-    theirs = computed(COMPRESSED, code, {"weight": WEIGHT, "scale": given}, tmp_path)
-    layout = compressed_layout(compressed_float(strategy, None, block))
-    parts = {name: theirs[name] for name in ("weight", "weight_scale")}
-    assert layout.shape({name: tuple(part.shape) for name, part in parts.items()}) == (80, 128)
-    assert layout.read(parts).dequantize().float().equal(theirs["whole"])
+    given = {strategy: scales(*block) for strategy, block in BLOCKS.items()}
+    given["tensor"] = given["tensor"].reshape(1)
+    theirs = computed(COMPRESSED, code, {"weight": WEIGHT, **given}, tmp_path)
+    for strategy, block in BLOCKS.items():
+        layout = compressed_layout(compressed_float(strategy, None, list(block) if strategy == "block" else None))
+        parts = {name: theirs[f"{strategy} {name}"] for name in ("weight", "weight_scale")}
+        assert layout.shape({name: tuple(part.shape) for name, part in parts.items()}) == (80, 128), strategy
+        assert layout.read(parts).dequantize().float().equal(theirs[f"{strategy} whole"]), strategy
 
 
-@pytest.mark.parametrize(("settings", "scale", "size"), [(STATIC, 0.004, None), (TOKEN, None, None), (GROUP, None, 16)])
-def test_inputs_of_compressed_tensors(settings: Any, scale: float | None, size: int | None, tmp_path: Path) -> None:
+def test_inputs_of_compressed_tensors(tmp_path: Path) -> None:
+    tried = [(STATIC, 0.004, None), (TOKEN, None, None), (GROUP, None, 16)]
     code = f"""
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from compressed_tensors.quantization import QuantizationStatus
-args = QuantizationArgs(num_bits=8, type="float", **{settings!r})
-module = torch.nn.Linear(128, 4)
-module.quantization_status = QuantizationStatus.FROZEN
-module.input_scale = torch.tensor([{scale!r} or 1.0])
-found = {{"inputs": forward_quantize(module, given["inputs"], "input", args)}}
+for place, (settings, scale, size) in enumerate({tried!r}):
+    args = QuantizationArgs(num_bits=8, type="float", **settings)
+    module = torch.nn.Linear(128, 4)
+    module.quantization_status = QuantizationStatus.FROZEN
+    module.input_scale = torch.tensor([scale or 1.0])
+    found[str(place)] = forward_quantize(module, given["inputs"], "input", args)
 """
-    theirs = computed(COMPRESSED, code, {"inputs": INPUTS}, tmp_path)["inputs"]
-    assert round_inputs_to_fp8(INPUTS, scale, size).equal(theirs)
+    theirs = computed(COMPRESSED, code, {"inputs": INPUTS}, tmp_path)
+    for place, (_, scale, size) in enumerate(tried):
+        assert round_inputs_to_fp8(INPUTS, scale, size).equal(theirs[str(place)]), place
 
 
 def test_scales_and_numbers_of_modelopt(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_the_chat_is_rendered_as_transformers_does(artifact: Path, tokenizer: Pr
 def test_the_perplexity_of_a_licence_is_transformers(
     artifact: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    ids = np.array(tokenizer((ROOT / "LICENSE").read_text())["input_ids"])
-    pieces, total = windows(ids, 8192), []
+    ids = np.array(tokenizer((ROOT / "LICENSE").read_text())["input_ids"])[:700]
+    pieces, total = windows(ids, 512), []
     for piece in pieces:
         with torch.no_grad():
             chances = model(torch.from_numpy(piece[None])).logits[0, :-1].double().log_softmax(-1)
