@@ -89,7 +89,7 @@ def command(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
-    plain = first.manifest.quantization is None  # else the baselines read more than its bytes: dequantized weights
+    plain = first.manifest.quantization is None  # else the baselines read dequantized weights, not the artifact's file
     sources = {each.name: open_artifact(each.artifact) for each in contenders if plain or each.kind == "artifact"}
     machine = {**describe_machine(), "copy_bytes_per_second": copy_bandwidth(), "load_average_before": load}
     measurements, opened = list[Measurement](), dict[str, dict[str, Any]]()

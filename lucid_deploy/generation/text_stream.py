@@ -55,7 +55,7 @@ class TextStream:
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:
-        """Return the held ids' text if its last character is whole; else nothing or, from ``_HELD`` ids, its start."""
+        """Return the held text if its last character is whole; else its start, or nothing below ``_HELD`` ids."""
         text = self._text(self._held)
         if not text.endswith("\ufffd"):
             return self._release(len(self._held), text)

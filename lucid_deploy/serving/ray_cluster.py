@@ -162,7 +162,7 @@ class EngineReplica:
         try:
             async for events in self._backend.generate(job):
                 yield events
-        except ApiError as error:  # to Ray any exception means that the engine failed
+        except ApiError as error:  # RayBackend takes any exception for an ended engine
             yield error
 
     async def gauges(self) -> dict[str, float]:

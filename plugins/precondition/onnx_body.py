@@ -31,7 +31,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     past = op.Shape(K_past, start=2, end=3)
     width = op.Shape(K, start=3, end=4)
 
-    # Keys are scaled by d^-1/4, so that their product is K̂K̂ᵀ/√d; exp(−√d) multiplies the mask's column, not all of E.
+    # Keys are scaled by d^-1/4, so that their product is K̂K̂ᵀ/√d; exp(−√d) multiplies the mask's column, not the matrix.
     root_d = op.Sqrt(op.Cast(width, to=1))
     gain = op.Exp(op.Neg(root_d))
     scale = op.Expand(op.Reciprocal(op.Sqrt(root_d)), width)
