@@ -73,7 +73,7 @@ class Operator:
 
     @property
     def required(self) -> tuple[Attribute, ...]:
-        """The attributes that every node of the operator must have."""
+        """Attributes without a default: every node of the operator must have them."""
         return tuple(each for each in self.attributes if each.default is None)
 
     def place(self, name: str) -> int:

@@ -69,7 +69,7 @@ class Part(NamedTuple):
 
     @property
     def calls(self) -> int:
-        """How many calls of the session this part takes."""
+        """How many times this part calls the session: once, or once a token if it is decoded."""
         return self.tokens.stop - self.tokens.start if self.decoded else 1
 
 

@@ -1,4 +1,4 @@
-"""The HTTP application on Ray Serve: front doors with the API, and behind them engines, each with a batcher."""
+"""The HTTP application on Ray Serve: replicas that serve the API, and engines, each with a batcher, that they call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
-DOOR_REQUESTS = 1000  # requests that a front door handles at once; the engines decide which are admitted
+API_REQUESTS = 1000  # requests that an API replica handles at once; the engines decide which are admitted
 PROBE_SECONDS = 2.0  # for an answer to a probe, and between two probes
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
@@ -91,7 +91,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
 
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
-    """Return the application as Ray Serve deploys it."""
+    """Return the Ray Serve application: the API's replicas bound to the engine's replicas."""
     engine = on_any_machine(engine, cluster.threads)
     name = api.model or Path(engine.directory).name
     api = replace(api, model=name)
@@ -122,15 +122,15 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
         **scaling,
     )
-    doors: Any = serve.deployment(
+    apis: Any = serve.deployment(
         serve.ingress(build)(),
         name="Api",
         num_replicas=1 if cluster.high == 1 else 2,
-        max_ongoing_requests=DOOR_REQUESTS,
+        max_ongoing_requests=API_REQUESTS,
         graceful_shutdown_timeout_s=cluster.grace,
         ray_actor_options={"num_cpus": 0},  # they are light, and engines may reserve every processor
     )
-    return doors.bind(engines.bind(engine, cluster.log_level))
+    return apis.bind(engines.bind(engine, cluster.log_level))
 
 
 def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
@@ -176,7 +176,7 @@ class EngineReplica:
 
 
 class RayBackend:
-    """The engines behind a front door.
+    """Runs an API replica's requests on the engines.
 
     If an engine ends before a request has output, another engine gets the request, once; else its client gets an error.
     With ``to_zero`` there may be no engine: a request waits until one starts. Probes would start one, so none are sent.
