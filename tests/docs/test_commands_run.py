@@ -208,7 +208,7 @@ def marked(page: Path) -> Any:
     return pytest.param(page, id=page.name, marks=[pytest.mark.compat] if page.stem in LONG else [])
 
 
-@pytest.mark.parametrize("page", map(marked, RUNNABLE))
+@pytest.mark.parametrize("page", [*map(marked, RUNNABLE)])
 def test_the_commands_of_a_page(page: Path, reader: Reader, demo_artifact: Artifact) -> None:
     folder, text = reader.folder, page.read_text(encoding="utf-8")
     shutil.copytree(resolve("demo"), folder / "path" / "to" / "checkpoint")
