@@ -1,7 +1,8 @@
 """The operators as formulas: dense, row by row, in float64, with numpy alone.
 
-Nothing here is shared with the code that the cases are to check. Shapes and names are those of ``plugins/table.py``:
-``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past ones, ``T`` all.
+Nothing here is shared with the code that the cases are to check. Arguments have the names of ``plugins/table.py``. In
+shapes, ``B`` is the batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past
+ones, ``T`` all.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Fold:
 
     giver: str  # name of the norm or linear layer that produces the input
     readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
-    heads: int = 1  # key/value heads of the giver; inputs are (heads, repeated, head width)
+    heads: int = 1  # key/value heads of the giver; the readers' input axis is (heads, repeated, head width)
     repeated: int = 1  # inputs that come from one output of the giver: query heads that share a value head
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:

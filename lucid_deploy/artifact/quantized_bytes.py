@@ -15,7 +15,7 @@ format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent
 infinities, largest 448. E2M1 (``FLOAT4E2M1``) has a sign, 2 bits of exponent with the bias 1 and 1 of mantissa; largest
 6. Both have subnormal numbers.
 
-This module needs numpy alone.
+This module needs no PyTorch.
 """
 
 from __future__ import annotations

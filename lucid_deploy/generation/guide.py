@@ -181,7 +181,7 @@ class _AtOnce(Executor):
 
 
 class GuideFactory:
-    """Makes guides for one tokenizer, of any number of answers at once. Thread-safe.
+    """Makes a guide for each answer, with one tokenizer; many answers may be generated at once. Thread-safe.
 
     Args:
         vocabulary: Number of tokens that the model knows.

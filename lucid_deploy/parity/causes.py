@@ -36,7 +36,7 @@ from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = 512  # of a sequence that are looked at: a head's dense matrices are 2 MiB each
+TOKENS = 512  # only so many first tokens of a sequence are examined: a head's dense matrices are 2 MiB each then
 FITS = 0.25  # a guess explains an error if it leaves at most this share of it
 CONFINED = 0.95  # share of an error's energy that must lie in one place to speak of it
 LARGE = 0.3  # relative error beyond which a tensor looks like another layer's

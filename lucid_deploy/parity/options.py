@@ -111,7 +111,7 @@ def text_ids(text: str | Array | None, artifact: Artifact | None, limit: int) ->
         return None
     ids = (_encoded(text, artifact, "--text", "a text") if isinstance(text, str) else text)[:limit]
     if len(ids) < 2:
-        raise LucidError(f"The text has {len(ids)} tokens; a perplexity takes at least 2.")
+        raise LucidError(f"A perplexity takes at least 2 tokens; the text has {len(ids)}.")
     return ids
 
 

@@ -133,7 +133,7 @@ class Verification:
         return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
     def against(self, kind: str = "") -> tuple[Comparison, ...]:
-        """Return the comparisons with one reference, by its kind; empty: with our own model."""
+        """Return the comparisons with the reference of this kind; without one, those with our own model."""
         return tuple(item for item in self.comparisons if item.against == kind)
 
     @functools.cached_property

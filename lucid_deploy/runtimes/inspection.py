@@ -17,7 +17,7 @@ from lucid_deploy.model.description import layout_of, summarize
 from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
-_RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
+_RUNTIME = 125 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with a model's graphs, weights aside
 _SCORE_TENSORS = 4  # tensors as large as the scores that exist at once: scores, exponentials, and what is in between
 _DECODED = 4  # tensors at once: K and Y of a layer in float32, before and after they are multiplied by scales
 

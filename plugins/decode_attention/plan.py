@@ -34,8 +34,9 @@ WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and w
 NARROW_TILE = (64, 2)  # the same with 32 rows and padded width 32, where four warps would compute products twice
 WIDE_STAGES = 2  # most pipeline stages with 32 rows or more of float32
 # Major compute capabilities on which four warps compute a 64-row product together, with keys and Y in shared memory.
-# There more than 16 rows take a tile of 64 rows, of up to twice FLOAT32_NUMBERS or HALF_NUMBERS. It has 32 cached
-# tokens, or GROUP_TOKENS if its K then has at most FLOAT32_KEYS or HALF_KEYS numbers: larger ones spill on 9.0.
+# There a head with more than 16 rows takes a tile of 64, if that has at most twice FLOAT32_NUMBERS or HALF_NUMBERS.
+# Such a tile covers GROUP_TOKENS cached tokens if their keys are at most FLOAT32_KEYS or HALF_KEYS numbers, else 32
+# tokens: with more, registers spill on 9.0.
 WARP_GROUPS = (9, 10)
 GROUP_TOKENS = 64
 FLOAT32_KEYS, HALF_KEYS = 2048, 8192

@@ -146,7 +146,7 @@ def key_tiles_kernel(
 
 @triton.jit
 def product_of_keys(b_rows, b_row_norms, b_others, b_norms):
-    """Return products of two sets of keys, summed from 0; float32 keys are first multiplied by their key powers.
+    """Return dot products of two sets of keys, in a new accumulator; float32 keys are first scaled by their key powers.
 
     Tensor cores truncate sums. Summing from 0 for each chunk keeps the score of a key with itself from drifting down.
     """

@@ -20,7 +20,7 @@ class TokenColumns:
     """Which token stands in each column of one call: first the R rows of the ring, then the N new columns."""
 
     # the number of the token in each column, int64 (B, R + N): 0 is the ring's newest, 1 the first new one; padding
-    # repeats the number before it
+    # among the new columns repeats the number before it
     counts: Tensor
     valid: Tensor  # which columns hold a token, bool (B, R + N)
 

@@ -76,7 +76,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether the library multiplies by float weights instead of onnxruntime: where its kernels were timed."""
+    """Return whether the library multiplies by float weights: its kernels that were faster than onnxruntime do."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES
