@@ -27,9 +27,9 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# How many prompt tokens run in a step for each request. With fewer than prompts have for each token of their answers
-# (200 for 64 in our measurements), prompts queue up while rows are empty; with more, others wait longer for tokens.
-PROMPT_TOKENS_PER_ROW = 4
+# How many prompt tokens run in a step for each request: twice as many as prompts have for each token of their answers
+# (200 for 64 in our measurements), so that half of the steps are free of prompts and as short as the rows' own.
+PROMPT_TOKENS_PER_ROW = 6
 ALONE_CHUNK = 128  # where no row waits for its next token
 
 
@@ -40,8 +40,8 @@ class Batcher:
         session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
             fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
-        prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or about 4
-            for each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
+        prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
+            each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
             cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`), a prompt is cut where
             it would be if it ran alone, at multiples of this number.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
@@ -222,7 +222,10 @@ class Batcher:
         The more requests have a row or could have one, the more may run: steps are longer then, and more prompts come.
         """
         chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
-        return chunk and chunk * max(1, round(PROMPT_TOKENS_PER_ROW * requests / chunk))
+        if chunk is None:
+            return None
+        most = max(chunk, PROMPT_TOKENS_PER_ROW * requests)
+        return most - most % chunk if self._fixed_cuts else most
 
     def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""

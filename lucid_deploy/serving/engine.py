@@ -43,7 +43,7 @@ class EngineOptions:
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # further generations that may wait
     share_queue: bool = False  # whether a client with several requests may have only half of the queue
-    prefill_budget: int = 32  # prompt tokens that run between two tokens of running rows; more from 12 rows on
+    prefill_budget: int = 32  # prompt tokens that run between two tokens of running rows; more from 6 rows on
     prefix_tokens: int | None = None  # tokens of prompts and answers kept for reuse; None: see _prefix_tokens
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`

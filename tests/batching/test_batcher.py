@@ -153,23 +153,23 @@ def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
     computed = []
     for count in (1, 4):
         for seed in range(count):
-            batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
+            batcher.submit(Request(prompt(8, seed), 9, stop_at_eos=False))
         batcher.step()
         computed.append(batcher.prompt_tokens_computed)
-    assert (batcher.active, batcher.waiting, computed) == (5, 0, [5, 5 + 16])
+    assert (batcher.active, batcher.waiting, computed) == (5, 0, [8, 8 + 30])
 
 
 def test_a_step_runs_more_of_prompts_where_more_rows_run_and_most_where_none_does(static: Session[Any]) -> None:
-    """A step runs up to 4 prompt tokens for each of 8 requests, and 128 while no row waits for a token."""
+    """A step runs up to 6 prompt tokens for each of 8 requests, and 128 while no row waits for a token."""
     batcher = Batcher(static, rows=8, prefill_chunk=8)
     computed = []
-    for requests in ([prompt(400)], [], [], [], [prompt(3)] * 6, [prompt(99)], [], [], []):
+    for requests in ([prompt(400)], [], [], [], [prompt(3)] * 6, [prompt(147)], [], [], []):
         for ids in requests:
             batcher.submit(Request(ids, 60, stop_at_eos=False))
         before = batcher.prompt_tokens_computed
         batcher.step()
         computed.append(batcher.prompt_tokens_computed - before)
-    assert computed == [128, 128, 128, 16, 18, 32, 32, 32, 3]
+    assert computed == [128, 128, 128, 16, 18, 48, 48, 48, 3]
 
 
 def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
