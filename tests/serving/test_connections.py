@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -99,6 +100,14 @@ def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes) -> None:
         assert (await busy.read()).endswith(b"\r\n\r\n")  # and the connection is cut when it is silent afterwards
 
     run(test, most=9, idle=0.1)
+
+
+def test_tokens_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's algorithm would hold back the second chunk of an answer on a connection that is kept."""
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted = listener.accept()[0]
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("answered", [False, True])
