@@ -46,7 +46,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         text: What is special about the case.
         operator: An operator of the domain, or ``model``.
         type: The type that the operator's ``T`` stands for, or the model's type.
-        types: All types that the graph's inputs and outputs have.
+        types: ``type``, and the types of all of the graph's inputs.
         derivation: How the tolerances were made.
         outputs: The outputs' tolerances, in the graph's order.
     """

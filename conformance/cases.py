@@ -1,6 +1,6 @@
-"""Make the cases of the kit: inputs, expected outputs in float64, and graphs with today's operator bodies.
+"""Make the cases of the kit: inputs, expected outputs computed in float64, and graphs with today's operator bodies.
 
-Nothing is stored but ``pinned.json``: each output's tolerance, and checksums of every tensor that do not depend on a
+Nothing is stored but ``pinned.json``: each output's tolerance, and each tensor's checksum, too coarse to depend on a
 processor's last bit. Cases that are made on another machine, or after a change of these sources, are compared with it.
 """
 

@@ -1,6 +1,6 @@
-"""The operators as formulas: dense, row by row, in float64, with numpy alone.
+"""The operators as formulas: dense, row by row, in float64, with numpy.
 
-Nothing here is shared with the code that the cases are to check. Arguments have the names of ``plugins/table.py``. In
+Only ``plugins/table.py``, whose names the arguments have, is shared with the code that the cases are to check. In
 shapes, ``B`` is the batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past
 ones, ``T`` all.
 """
@@ -30,7 +30,7 @@ def precondition(
         Y_past: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
         epsilon: Added to the mean square of a key.
-        diagonal: If 1, L keeps the formula's diagonal, a little below 1 since epsilon is in K̂, but 1 at padding.
+        diagonal: If 1, L keeps the formula's diagonal, which is below 1 because of epsilon; at padding it is 1.
 
     Returns:
         Y of the new tokens, float64 ``(B, H, N, D)``.
@@ -164,7 +164,7 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
 
 
 def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
-    """Return :func:`expert_matmul` with W as ``(E, N, B, bytes)``: blocks of 4-bit or 8-bit values, with ``scales``."""
+    """Return :func:`expert_matmul` with 4-bit or 8-bit W ``(E, N, blocks, bytes)`` and a scale for each block."""
     bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
     numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
     weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]

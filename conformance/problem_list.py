@@ -8,7 +8,7 @@ from lucid_deploy.conformance.problems import Problem
 from lucid_deploy.plugins import table
 
 _HALF = ("float16", "bfloat16")
-# Pairs of new tokens and tokens of the cache, either of them fewer, as many or more than a block of 64, 96 or 128 has.
+# Pairs (new tokens, tokens of the cache), with numbers below, at and above the size of a block: 64, 96 or 128.
 _LENGTHS = (
     *((2, 0), (63, 0), (64, 0), (127, 0), (128, 0), (129, 0)),
     *((1, 64), (2, 65), (63, 129), (64, 64), (65, 63), (127, 2), (128, 128), (129, 127)),

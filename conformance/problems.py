@@ -40,7 +40,7 @@ class Problem:
         text: What is special about the case.
         dtype: The type that stands for ``T``.
         new: How many new tokens there are; for a buffer, its rows; for experts, the rows to multiply.
-        past: How many tokens the cache has; for quantized experts, the bits of a value.
+        past: How many tokens the cache has (delta rule: 0 for a state of zeros; quantized experts: bits of a value).
         width: Width of a head, ``D``.
         keys: Correlation of any two keys; 1: three keys, repeated.
         size: Factor of all keys.
@@ -49,7 +49,7 @@ class Problem:
         batch, heads, groups: ``B``, ``H`` and ``G``; for experts, ``heads`` is how many there are, and
             ``groups`` how many of them have rows.
         diagonal: 1: L has the diagonal that training code divides by; 0: a diagonal of ones.
-        beta: The largest β of the delta rule; the smallest is half of it. Where there is a past, its state is not 0.
+        beta: The largest β of the delta rule; the smallest is half of it.
         decay: The smallest log α of the delta rule; the largest is 0.
         lengths: For each further data set, how many new tokens there are, and how many the cache has.
     """
@@ -94,7 +94,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem) -> dict[str, Array]:
-    """Return a problem's inputs by name, in the order of the operator's table; they are the same every time."""
+    """Return a problem's inputs by name, in the order of the operator's inputs; they are the same every time."""
     name = f"{problem.operator.name} {problem.name}"
     random = np.random.RandomState(sum(place * ord(letter) for place, letter in enumerate(name, 1)) % 2**31)
     if problem.operator is table.SCATTER_ROW:

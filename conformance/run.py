@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which starts it; a value of the user's stays
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import starts telemetry; a user's value stays
 import onnxruntime as ort
 
 

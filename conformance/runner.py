@@ -72,7 +72,7 @@ def run_cases(
 
 
 def run_case(case: Case, open_graph: Opener) -> Result:
-    """Run a case, unless onnxruntime lacks one of its types on the CPU; return the outcome, also of an error."""
+    """Run a case, unless onnxruntime lacks one of its types on the CPU; a runtime's error is a failed case."""
     can = CAPABILITIES["cpu"]
     floats = {kind for kind in case.description.types if "float" in kind}
     cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}

@@ -1,4 +1,4 @@
-"""A whole model of two layers as formulas (numpy alone, any type, any operators), and the cases made of it.
+"""A whole model of two layers as formulas in numpy, for any type and any operators, and the cases made of it.
 
 ``tiny_graph.py`` writes the same model as prefill and decode graphs, whose tensors have an artifact's names.
 """
@@ -156,7 +156,7 @@ class ModelProblem:
 
     name: str  # of the case
     text: str  # what is special about it
-    stage: str  # one of STAGES
+    stage: str  # prefill, decode or decode_static
     new: int = 1  # new tokens
     past: int = 0  # tokens of the cache, which an exact prefill made
     room: int = 0  # rows of a static cache's buffers; those after the cache's tokens hold random numbers

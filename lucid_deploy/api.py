@@ -1,4 +1,4 @@
-"""The Python API: what ``import lucid_deploy as ld`` gives. Its names are those of the commands."""
+"""The Python API: what ``import lucid_deploy as ld`` gives. ``export`` and ``verify`` do what the commands do."""
 
 from __future__ import annotations
 
@@ -283,9 +283,9 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
     Args:
         artifact: Its directory, or an opened artifact.
         runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, or
-            another that you have registered.
-        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
-            ``allow_extrapolation``, ``provider``, ``kernels``, ``adapter`` (the name of a LoRA adapter).
+            another that an installed package or your program has registered.
+        options: Other fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
+            ``allow_extrapolation``, ``provider``, ``kernels``, ``ablate``, ``adapter`` (the name of a LoRA adapter).
 
     Raises:
         LucidError: No artifact, an unknown runtime, a package that is not installed, or an opened artifact whose

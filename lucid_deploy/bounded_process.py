@@ -25,7 +25,7 @@ from lucid_deploy.errors import LucidError
 SETUP_SECONDS = 30.0  # of processor time, for loading what the worker needs
 # No threads for linear algebra: the memory limit could refuse their stacks.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# Signals for the parent, which ends its workers by closing their stdin. Windows has no SIGHUP.
+# Signals for the parent alone: when it ends, its workers' stdin closes, which ends them. Windows has no SIGHUP.
 IGNORED_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -124,7 +124,7 @@ class BoundedProcess:
         self.ready = self._exchange(self._setup, starting=True)
 
     def _exchange(self, message: Any, starting: bool = False) -> Any:
-        """Send a message and return what the worker returns or raises for it."""
+        """Send a message; return the worker's result, or raise the error that the worker sends back."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         try:

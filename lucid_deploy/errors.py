@@ -36,7 +36,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which could move a terminal's cursor, change its title or reverse what follows."""
+    """Replace control characters but tab and newline: they could move a cursor, change a title or reverse text."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text)
 
 

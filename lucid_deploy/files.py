@@ -69,7 +69,7 @@ def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path
     finally:
         for path in new.values():
             _remove(path)
-        with suppress(OSError):  # a folder that is not empty stays, and those above it do
+        with suppress(OSError):  # a folder that is not empty stays, and so do those above it
             for folder in missing:
                 folder.rmdir()
 

@@ -77,7 +77,7 @@ def decode(
 def _field_error(reason: str) -> FieldError:
     found = _REASON.fullmatch(reason)
     assert found is not None
-    text, path = found[1], (found[2] or "").removesuffix("[...]")  # which msgspec writes for the value of any key
+    text, path = found[1], (found[2] or "").removesuffix("[...]")  # msgspec's stand-in for the key of a dict
     if match := _FIELD.fullmatch(text):
         within = f"{path}." if path else ""
         name = within + clipped(match[2])

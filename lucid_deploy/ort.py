@@ -1,4 +1,4 @@
-"""The one place where onnxruntime is imported, so that it reports nothing to its maker unless the user wants that.
+"""The one place where the toolkit imports onnxruntime, so that it sends no telemetry unless the user wants that.
 
 From 1.29 on, the wheels for Linux and macOS send events to Microsoft by default: Python's path, names of files, times,
 devices. They keep an identifier and events that wait to be sent in ``~/.cache/Microsoft/DeveloperTools``.

@@ -42,7 +42,7 @@ def _load(entry: EntryPoint, kind: Any, what: str, attribute: str) -> Any:
     label = f"{what.capitalize()} {entry.name} of {_origin(entry)}"
     try:
         loaded: Any = entry.load()
-    except Exception as error:  # a package's own code, which may raise anything: its author is named
+    except Exception as error:  # a package's own code, which may raise anything: the message names the package
         reason = f"{type(error).__name__}: {in_one_line(error)}".removesuffix(".")
         raise LucidError(f"{label} does not load: {reason}. Install its package again, or remove it.") from error
     if not isinstance(loaded, kind) or getattr(loaded, attribute) != entry.name:

@@ -1,6 +1,6 @@
-"""The exported artifact: a directory whose manifest ``lucid.json`` has the sha256 of all files but ``adapters.bin``.
+"""The exported artifact: a directory with the manifest ``lucid.json``.
 
-Reading it needs neither torch nor onnxruntime.
+The manifest has the sha256 of every other file but ``adapters.bin``. Reading needs neither torch nor onnxruntime.
 """
 
 from lucid_deploy.artifact.external_data import check_external_data

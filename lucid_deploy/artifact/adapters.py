@@ -40,7 +40,7 @@ class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_name(name: str) -> None:
-    """Raise ``LucidError`` for a name that is no plain word, and for ``base``, the model without an adapter."""
+    """Raise ``LucidError`` unless a name matches the pattern of names and is not ``base``, which is reserved."""
     if not _NAME.fullmatch(name) or name == BASE:
         raise LucidError(
             f"An adapter cannot be called {name!r}: names have letters, digits, dots, dashes and underscores, at most "

@@ -110,7 +110,7 @@ class ChatTemplate:
             text = self._template.render(
                 messages=marked,
                 tools=tools,
-                documents=None,  # defined, as in transformers: templates ask "is none"
+                documents=None,  # passed, as in transformers: templates test "documents is none"
                 add_generation_prompt=not continue_last,
                 **self._special_tokens,
             )

@@ -25,7 +25,7 @@ WEIGHTS = "weights.bin"
 ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
 FORMAT, FORMAT_VERSION = "lucid-deploy", 3
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
-PACK_LIMIT = 1 << 30  # bytes of weights up to which onnxruntime packs them for each graph; quantized ones always
+PACK_LIMIT = 1 << 30  # bytes; onnxruntime packs larger weights for each graph only if they are quantized
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")  # the graphs that every artifact has
 VERIFY = "verify"  # an optional graph: a few new tokens over a cache, with logits for each of them
@@ -120,8 +120,8 @@ class Manifest:
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
     adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
-    forms: tuple[GraphForm, ...] = ()  # other forms of the graphs; the first is in cache, inline, opset and graphs
-    forms_left_out: dict[str, str] = field(default_factory=dict)  # forms that were not written, such as static: why
+    forms: tuple[GraphForm, ...] = ()  # the forms after the first, which cache, inline, opset and graphs describe
+    forms_left_out: dict[str, str] = field(default_factory=dict)  # by form, such as static: why it was not written
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)

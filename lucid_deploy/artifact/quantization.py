@@ -41,11 +41,11 @@ class QuantizedTensor:
     """How one weight is quantized: its blocks, its bits, and what is stored beside the quantized values."""
 
     shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
-    block_size: int  # elements of a block; the last block of a row may be shorter
-    zero_points: bool = False  # whether a weight is (q − z) · s, z of its block; in the format matmulnbits only
+    block_size: int  # elements of a block, of which a row's last may be shorter; without blocks, a row's width
+    zero_points: bool = False  # whether a weight is (q − z) · s, with a z for each block; only in matmulnbits
     bits: int | None = None  # of an element; None: the record's
-    granularity: str = "block"  # what shares a scale; in fp8 also channel (a row; block_size is its width) or tensor
-    offsets: bool = False  # whether a weight is q · s + c, c of its block and of the scales' type
+    granularity: str = "block"  # what shares a scale: a block or, in fp8, a channel (row) or the whole tensor
+    offsets: bool = False  # whether a weight is q · s + c, with a c for each block, in the scales' type
     scale_dtype: str | None = None  # of scales and offsets; None: the model's type, or the scheme's
     experts: int = 0  # how many experts' matrices shape holds, one below the other; 0: it is one matrix
     transposed: bool = False  # whether the checkpoint stores experts as (experts, in, out)
@@ -119,15 +119,15 @@ class Quantization:
     # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq: DequantizeLinear
     # before a product, which TensorRT takes too.
     format: str
-    # Inputs of products. int8: onnxruntime on the CPU rounds them to 8 bits, block by block. float: not rounded. In the
-    # graphs themselves: fp8-static rounds them to E4M3 with a scale stored for each weight, fp8-token with the largest
-    # magnitude of each token / 448, fp8-group with that of each input_block of its elements.
+    # How inputs of products are rounded. float: not at all. int8: onnxruntime on the CPU rounds them to 8 bits, block
+    # by block. Otherwise the graphs round to E4M3; the scale is stored for each weight (fp8-static), or it is the
+    # largest magnitude / 448 of each token (fp8-token) or of each input_block elements of a token (fp8-group).
     activations: str
     tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
     kept: tuple[str, ...]  # matrices that could be quantized and are not
     tool: str  # the program that chose the quantized values, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
-    input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise
+    input_block: int | None = None  # with fp8-group, how many inputs share a scale; None otherwise
 
     def __post_init__(self) -> None:
         if SCHEMES.get(self.scheme) != self.bits:
@@ -262,7 +262,7 @@ class Quantization:
         return "uint8" if self.format == "matmulnbits" else f"int{self.bits_of(name)}"
 
     def part_dtype(self, name: str, part: str, dtype: str) -> str:
-        """Return the type of a stored part in graphs of type ``dtype``, as ONNX spells it in lower case."""
+        """Return the type of a stored part in graphs of type ``dtype``: ONNX's name in lower case, but ``float32``."""
         if part in (PACKED, ROWS):
             return self.packed_dtype(name)
         if part in (SCALES, OFFSETS) and self.tensors[name].scale_dtype is not None:

@@ -15,7 +15,7 @@ format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent
 infinities, largest 448. E2M1 (``FLOAT4E2M1``) has a sign, 2 bits of exponent with the bias 1 and 1 of mantissa; largest
 6. Both have subnormal numbers.
 
-This module needs no PyTorch.
+Only :func:`scaled` needs PyTorch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Bytes = NDArray[np.uint8]
 E2M1_MAX = 6.0
 # A weight of NVFP4 is element · block's scale (E4M3) · the whole weight's scale, its largest magnitude / NVFP4_SPAN.
 NVFP4_SPAN = E4M3_MAX * E2M1_MAX
-# The least scale of a block of NVFP4, and of anything in E4M3: the smallest subnormal number.
+# E4M3's smallest positive number, which is subnormal; no block of NVFP4 has a smaller scale.
 E4M3_LEAST = 2.0**-9
 _FORMATS = {8: (3, 7), 4: (1, 1)}  # by bits: bits of the mantissa, bias of the exponent
 # The values of all codes, indexed by code.

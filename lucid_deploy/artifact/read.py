@@ -218,7 +218,7 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
     wanted = {}
     for name in record.tensors if record is not None else ():
         assert record is not None
-        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
+        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # look-ups in embeddings: ROWS
         for part in (*numbers, *record.parts(name)[1:]):
             kind = record.part_dtype(name, part, artifact.manifest.dtype)
             wanted[name + part] = ("FLOAT" if kind == "float32" else kind.upper(), record.part_shape(name, part))

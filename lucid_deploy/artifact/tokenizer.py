@@ -11,7 +11,7 @@ from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_tokenizer_file
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
-_BEFORE = ("\n", ".", "a")  # texts to put in front, in turn: a vocabulary may join one with the next text
+_BEFORE = ("\n", ".", "a")  # texts to try in front of a text; a vocabulary may merge one of them with it
 _PANIC = "PanicException"  # of the tokenizers library; it is no subclass of Exception and cannot be imported
 
 
@@ -78,7 +78,7 @@ class TextTokenizer:
             first = self.encode(before, add_special_tokens=False)
             both = self.encode(before + text, add_special_tokens=False)
             spelled = self.decode(first, skip_special_tokens=False)
-            if not spelled.endswith(before):  # a tokenizer that puts a space first may show it
+            if not spelled.endswith(before):  # not ==: a space that the tokenizer puts first may remain
                 continue
             for ids in (alone, both[len(first) :] if both[: len(first)] == first else alone):
                 if self.decode([*first, *ids], skip_special_tokens=False) == spelled + text:
@@ -115,7 +115,7 @@ class TextTokenizer:
         return found
 
     def is_added(self, token: int) -> bool:
-        """Whether a token was added to the vocabulary: it is spelled as its text, even if others spell bytes."""
+        """Whether a token was added to the vocabulary. Its piece is plain text, even if those of others spell bytes."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:

@@ -1,7 +1,7 @@
 """Answer a file of prompts with continuous batching, into a file that survives interruptions.
 
-The file has whole lines only, one for each answered prompt. A record beside it holds hashes of prompts and artifact,
-and the options. Answers are only added to a file with an equal record.
+The file of answers has one line for each answered prompt. A record beside it holds hashes of prompts and artifact, and
+the options. Answers are only added to a file with an equal record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class AnswerFile:
-    """Opens a file of answers, a new one or one that an earlier run began. No other run can write until it is closed.
+    """Opens a file of answers, new or begun by an earlier run, and locks it if the file system has locks.
 
     A last line that a crash left incomplete is cut off; its prompt counts as not answered. The record is a file of the
     same name with the suffix ``.run.json``.
@@ -44,7 +44,7 @@ class AnswerFile:
 
     Raises:
         LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.
-        CheckFailed: It has lines that are not answers.
+        CheckFailed: It has lines that are not answers, or not to these prompts, or two for one prompt.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], lines: set[int], overwrite: bool = False) -> None:
@@ -257,7 +257,7 @@ def answer_prompts(
 
 
 def _differing(one: Any, other: Any) -> list[str]:
-    """Return the keys whose values differ in two dictionaries; none if one of both is something else."""
+    """Return the keys whose values differ in two dictionaries; none if either is not a dictionary."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return []
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))

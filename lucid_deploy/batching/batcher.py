@@ -21,29 +21,29 @@ from lucid_deploy.generation.speculation import Chooser, DraftCounts, prepare_sp
 from lucid_deploy.runtimes.session import Array, Session
 
 # How long a step waits for masks of constraints that are not ready when the model has run. A row whose mask comes
-# later is paused, the others go on. Pausing and resuming copy the row's cache (without a static cache all rows'), so a
-# row that was paused often stays away for a few steps.
+# later is paused, the others go on. Pausing and resuming copy the row's cache (without a static cache all rows'), so
+# the more often a row was paused, the more steps it stays away.
 GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# How many prompt tokens run in a step for each request: twice as many as prompts have for each token of their answers
-# (200 for 64 in our measurements), so that half of the steps are free of prompts and as short as the rows' own.
+# Most prompt tokens that run in a step, for each request. In our measurements prompts have 3 tokens for each token of
+# their answers (200 for 64); with twice that, half of the steps run no prompt, and are as short as the rows alone.
 PROMPT_TOKENS_PER_ROW = 6
-ALONE_CHUNK = 128  # where no row waits for its next token
+ALONE_CHUNK = 128  # tokens that a chunk has at least where no row waits for its next token
 
 
 class Batcher:
     """Runs many requests at once. Not thread-safe: one thread calls it.
 
     Args:
-        session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
+        session: Any runtime. When a request starts or finishes, all rows are copied; with a static cache, mostly one.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
-            fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
+            fewest rows. A request that waits for its constraint's mask frees its row, but still counts for its client.
         prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
             each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
-            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`), a prompt is cut where
-            it would be if it ran alone, at multiples of this number.
+            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`) or states are stored, a
+            prompt is cut where it would be if it ran alone, at multiples of this number.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
         guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
@@ -85,7 +85,7 @@ class Batcher:
         self._stores_states = prefix_tokens > 0 and self.store.has_states
         # Where a prompt is cut must not depend on the prompts beside it if cuts change results: tokens of one call see
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
-        # are stored at the end of a chunk, and are found again where other prompts are cut there too.
+        # can be stored at the end of a chunk only, so chunks end at the lengths for which they are to be stored.
         self._fixed_cuts = session.cuts_matter or self._stores_states
         # A request is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
@@ -99,7 +99,7 @@ class Batcher:
             session.in_place.prepare_shared()
             self._shares_steps = True
         self._beside: list[int] = []  # tokens of the filling prompt that run in one run with this step's rows
-        self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
+        self._cancelled: dict[int, None] = {}  # in the order of the calls of cancel
         self._next = 0
         self._steps = 0
 
@@ -145,15 +145,15 @@ class Batcher:
 
         Returns:
             The events, in order; none when idle. A request that fails by itself (logits that are not finite) finishes
-            with ``error``, one whose constraint leaves no token or takes too long with ``refused``; the others go on.
+            with ``error``, one whose constraint cannot be met or is too costly with ``refused``; the others go on.
         """
         return [event for part in self.parts() for event in part]
 
     def parts(self) -> Iterator[list[Event]]:
         """Do a piece of work as :meth:`step` does, and yield events as soon as they are known.
 
-        A prompt's first token comes before the next prompt runs and before the running rows' step. Take all parts
-        before calling anything else.
+        The first token after a prompt comes before the next prompt runs and before the rows' step, unless the prompt
+        ends in that step. Take all parts before calling anything else.
         """
         events: list[Event] = []
         self._steps += 1
@@ -170,7 +170,7 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run a step's share of prompts; yield after each prompt's first token."""
+        """Run a step's share of prompts, or leave its end to the rows' run (``_beside``); yield after first tokens."""
         budget = self._prompt_budget()
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -384,7 +384,7 @@ class Batcher:
         self._paused[row.number] = self._running.pop(row.number)
 
     def _resume(self, events: list[Event]) -> None:
-        """Let those paused rows go on whose masks are ready."""
+        """Let paused rows go on if masks are ready, steps away are over (or no row runs) and rows are free."""
         self._set_deadline(0.0)
         for row in list(self._paused.values()):
             assert row.guide is not None and row.pending is not None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes.session import Session
 
-_SHOWN = 10  # faults that are named, of many
+_SHOWN = 10  # most faults that a message names
 _BY_TEXT = ("logit_bias", "bad_words")  # fields of Sampling that a line spells otherwise
 _EXAMPLE = '{"prompt": "text"}'
 

@@ -21,7 +21,7 @@ class Request:
     """One prompt to continue.
 
     Attributes:
-        sampling: How tokens are chosen. With a seed the tokens do not depend on the other requests in the batch.
+        sampling: How tokens are chosen. With a seed, other requests can change tokens only through rounding.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
@@ -80,8 +80,8 @@ class Finished:
     Attributes:
         request: The request's number.
         reason: ``eos`` (also when a constraint lets nothing follow), ``length`` (max_new_tokens), ``context`` (no room
-            left), ``cancelled``, ``refused`` (constraint and bad words leave no token, or the constraint takes too
-            long) or ``error``.
+            left), ``cancelled``, ``refused`` (constraint and bad words leave no token, or the constraint does not
+            compile or takes too long) or ``error``.
         error: What went wrong, with ``error`` and ``refused``.
         reused: Prompt tokens that a stored prefix held.
     """

@@ -1,8 +1,8 @@
 """The running rows of a batch: caches of different lengths that decode together.
 
 The session decides how. :class:`StaticRows`, for sessions that decode in place, keeps one set of buffers; each row has
-its own ``cache_length``, and only a new row is copied. :class:`MergedRows`, for all others, merges the rows into one
-left-padded cache whenever a request starts or finishes, which copies all of them.
+its own ``cache_length``, and a request that starts or finishes copies at most one row (all if buffers are resized).
+:class:`MergedRows`, for all others, copies all rows into one left-padded cache whenever a request starts or finishes.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class MergedRows(Rows):
         self._cache: Cache[Any] | None = None
         self._joined: dict[int, Cache[Any]] = {}
         self._left: set[int] = set()
-        self._ran = 0  # columns of the last run of several …
-        self._is_sound = True  # … and whether all its logits are finite
+        self._ran = 0  # columns of the last run …
+        self._is_sound = True  # … and whether all logits of the last run of several are finite
 
     def join(self, key: int, cache: Cache[Any]) -> None:
         self._joined[key] = self._session.fork(cache)
@@ -82,7 +82,7 @@ class MergedRows(Rows):
     def leave(self, key: int) -> None:
         if self._joined.pop(key, None) is None:
             self._left.add(key)
-        if self._left.issuperset(self._keys):  # nobody is left to wait for
+        if self._left.issuperset(self._keys):  # all rows of the cache have left
             self._cache, self._keys, self._left = None, [], set()
 
     def view(self, key: int) -> Cache[Any]:
@@ -135,7 +135,7 @@ class StaticRows(Rows):
         self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
         self._layers: list[tuple[Array, ...]] = []
         self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, of tokens, and whether shared
-        self._ran = 0  # tokens of the last run of several, in every row
+        self._ran = 0  # columns of the last run by :meth:`run`
         self._rows = rows
 
     @property
@@ -153,9 +153,9 @@ class StaticRows(Rows):
 
     def leave(self, key: int) -> None:
         slot = self._slots.index(key)
-        written = min(int(self._lengths[slot]) + MOST, self.room)  # by drafts too
+        written = min(int(self._lengths[slot]) + MOST, self.room)  # drafts may lie behind the length
         for tensor, buffer in self._tensors(self._layers):
-            held(tensor, buffer[slot : slot + 1], written)[:] = 0  # what is masked is still multiplied, by zero
+            held(tensor, buffer[slot : slot + 1], written)[:] = 0  # masking multiplies by 0, and 0 · NaN is NaN
         self._slots[slot] = None
 
     def view(self, key: int) -> Cache[Any]:
@@ -211,8 +211,8 @@ class StaticRows(Rows):
             start = int(self._lengths[slot])
             if start < end:
                 for layer in self._layers:
-                    for buffer in layer:  # all of rows: nothing else runs several tokens
-                        buffer[slot, :, start:end] = 0  # what is masked is still multiplied, by zero
+                    for buffer in layer:  # all of the sort rows: with other sorts there are no drafts
+                        buffer[slot, :, start:end] = 0  # masking multiplies by 0, and 0 · NaN is NaN
 
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
         """Return the tensors of all layers with their descriptions."""

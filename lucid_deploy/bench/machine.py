@@ -17,8 +17,8 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.processors import usable_cores
 
-BUSY = 0.5  # most load average per core at which times are trusted: half of the cores had other work
-UNSTEADY = 0.3  # most spread of the rounds, over their median, that is trusted; a quiet machine has 0.02 to 0.15
+BUSY = 0.5  # times are trusted up to this load average per core: half of the cores had other work
+UNSTEADY = 0.3  # times are trusted up to this spread of rounds / median; a quiet machine has 0.02 to 0.15
 _PACKAGES = (
     *("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "openvino"),
     *("triton", "transformers", "xllamacpp", "numpy"),

@@ -20,8 +20,8 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.errors import CheckFailed, LucidError
 
-# Allowed relative L2 error between logits of two implementations of one model in one precision. It tells a wrong model
-# from a right one before timing; how exact a model is, is what `lucid-deploy verify` answers with derived gates.
+# Allowed relative L2 error between logits of two implementations of one model in one precision. It only tells a wrong
+# model from a right one before timing; `lucid-deploy verify` checks how exact a model is, with derived gates.
 _SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 _COMPARED = 150  # tokens: more than one block of the solve, which has 128
 _SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bits, PyTorch does not

@@ -29,7 +29,7 @@ class Worker:
         self.numbers = manifest.numbers if contender.kind == "artifact" else manifest.dtype  # PyTorch dequantizes
         self.seconds_to_open = time.perf_counter() - started
         self._filled: tuple[tuple[int, int], Cache[Any]] | None = None
-        self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose row is nothing but zeros
+        self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose embedding is all zeros
 
     def open(self) -> dict[str, Any]:
         """Return how long opening took, how much memory is in use, and the session's facts."""

@@ -101,7 +101,7 @@ class Float8Codec(ScaledCodec):
 
 
 def codec_for(cache_dtype: str, dtype: torch.dtype) -> CacheCodec:
-    """Return the codec for the cache type ``auto``, ``float16``, ``int8`` or ``fp8`` in a model of type ``dtype``."""
+    """Return the codec for ``int8``, ``fp8``, ``float16``, or the type ``dtype`` of the model, also called ``auto``."""
     if cache_dtype in SCALED:
         return {"int8": Int8Codec, "fp8": Float8Codec}[cache_dtype]()
     if cache_dtype == "float16" and dtype != torch.float16:

@@ -98,7 +98,7 @@ def layout_bytes(layout: CacheLayout, tokens: int) -> int:
 
 
 def bytes_per_token(layout: CacheLayout) -> int:
-    """Return the bytes by which all layers' caches grow per token and batch row."""
+    """Return the bytes by which all layers' caches grow per token and batch row once every ring is full."""
     return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "rows")
 
 

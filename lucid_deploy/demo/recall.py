@@ -43,7 +43,7 @@ THINGS = _words(
 VERB, COMMA, STOP = "has", ",", "."
 
 MIN_PAIRS, MAX_PAIRS = 2, 28  # entries in a list; 28 make a prompt of 143 tokens with <bos>
-_HELD_OUT_SHARE = 8  # one in so many entries
+_HELD_OUT_SHARE = 8  # one in so many entries is held out
 _SALT = "held out"
 
 Indices = NDArray[np.int64]
@@ -84,14 +84,14 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
 ) -> RecallLists:
-    """Draw ``batch`` lists of ``pairs`` entries, and ``questions`` of each to ask for; raise ValueError if too few."""
+    """Draw ``batch`` lists of ``pairs`` entries, with ``questions`` for each; ValueError if a number is impossible."""
     if questions < 1 or not 1 <= pairs <= len(ANIMALS):
         raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
     asked = rng.integers(pairs, size=(batch, questions))
     adjectives, things = np.zeros_like(animals), np.zeros_like(animals)
     wrong = np.ones(animals.shape, dtype=bool)
-    while wrong.any():  # draw again entries that should, or should not, be held out
+    while wrong.any():  # redraw entries that are held out and must not be, or the reverse
         adjectives[wrong] = rng.integers(len(ADJECTIVES), size=wrong.sum())
         things[wrong] = rng.integers(len(THINGS), size=wrong.sum())
         wrong = _held_out_table()[animals, adjectives, things] != held_out

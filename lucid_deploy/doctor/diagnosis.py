@@ -25,10 +25,10 @@ class Check:
 
     name: str  # the package or tool
     purpose: str  # what it is needed for
-    # Returns a remark. If the thing is missing, raises ImportError, or a LucidError that says what to do; if it is
-    # broken, any other exception.
+    # Returns a remark. An ImportError, or a LucidError that says what to do, means that the thing is missing (broken,
+    # if its package is installed); any other exception means that it is broken.
     try_it: Callable[[], str]
-    hint: str = ""  # what to do if it does not import
+    hint: str = ""  # what to do if it is not installed
     required: bool = False  # whether the command fails if it is not ok
     package: str | None = ""  # the distribution whose version is shown; empty: called as `name`; None: it is no package
 
@@ -87,7 +87,7 @@ def _torch() -> str:
 
     from lucid_deploy.plugins.precondition.torch_operator import precondition
 
-    k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so every entry of L is 1 and Y = V_i − V_{i−1}
+    k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so L is a triangle of ones and Y_i = V_i − V_{i−1}
     v = torch.tensor([1.0, 3.0, 6.0]).reshape(1, 1, 3, 1).expand(1, 1, 3, 4)
     y = precondition(k, v, eps=0.0)[0, 0, :, 0]
     if not torch.allclose(y, torch.tensor([1.0, 2.0, 3.0]), atol=1e-4):
@@ -143,7 +143,7 @@ def importable(module: str) -> Callable[[], str]:
 
 
 def calls(module: str, function: str) -> Callable[[], str]:
-    """Return a check that calls a function of ours; the remark is what it returns."""
+    """Return a check that calls a function of ours; the remark is what it returns, or ``imports`` if nothing."""
     return lambda: str(getattr(importlib.import_module(f"lucid_deploy.{module}"), function)() or "imports")
 
 
@@ -196,7 +196,7 @@ def _onnxruntime_gpu() -> str:
 
 _EXPORT, _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("export", "kernels", "rtx", "trt"))
 _PLUGIN, _PACKAGE = "plugins.hosts.tensorrt.build", "packaging.tensorrt.package"
-# A LucidError itself says what to do; the hint is shown for a package that does not import.
+# A LucidError itself says what to do; the hint is shown for a package that is not installed.
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("processors", "everything", _processors, package=None),

@@ -87,7 +87,7 @@ def from_regex(expression: str) -> Constraint:
 
 
 def from_choices(choices: Sequence[str]) -> Constraint:
-    """Return the constraint of an answer that is one of these texts; raise a LucidError for none or too many."""
+    """Return the constraint to one of these texts; raise a LucidError for no choices, too many, or an empty one."""
     if not choices:
         raise LucidError("There must be at least one choice.")
     if len(choices) > MOST_CHOICES:
@@ -95,7 +95,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
     if not all(choices):
         raise LucidError("A choice must be text that is not empty.")
     _check_size(sum(map(len, choices)))
-    # One terminal: alternatives of a rule are items of the parser, which takes 2000 of them at a time.
+    # One terminal: as alternatives of a rule, each choice would be an item of the parser, which takes at most 2000.
     texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
     return _checked(Constraint(f"start: CHOICE\nCHOICE: {texts}"))
 
@@ -152,7 +152,7 @@ def limits() -> LLParserLimits:
     return bounds
 
 
-@lru_cache(16)  # files of prompts repeat one schema on every line; a grammar may have megabytes
+@lru_cache(16)  # files of prompts repeat one schema on every line; few entries, as a grammar may have megabytes
 def _error_of(constraint: Constraint) -> str:
     """Return the first error or warning of llguidance about a grammar; empty if there is none."""
     matcher = library().LLMatcher
@@ -189,7 +189,7 @@ def _object(schema: Any) -> dict[str, Any]:
 def _check_keywords(schema: Any) -> None:
     """Refuse keywords that llguidance accepts but does not enforce.
 
-    Names that ``additionalProperties`` allows may come twice in llguidance, so ``minProperties`` cannot count them.
+    llguidance lets names that ``additionalProperties`` allows come twice, so ``minProperties`` would not hold.
     """
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise LucidError("The schema's keyword x-guidance changes how it is enforced; leave it out.")

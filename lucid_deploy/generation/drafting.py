@@ -1,7 +1,7 @@
 """Drafts: tokens that may come next, guessed cheaply, for one step of the model to verify all at once.
 
-A drafter proposes one sequence and no distribution. Each of its tokens is accepted when the token that is chosen from
-the model's own logits is the same. So the answer is that of plain decoding, sampled or not; a wrong guess costs time.
+A drafter proposes one sequence and no distribution. A draft is accepted if the token chosen from the model's own logits
+is the same. So up to rounding the answer is that of plain decoding, sampled or not; a wrong guess costs time.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: i
     if not prompt_ids:
         raise LucidError("The prompt is empty: it has no tokens.")
     highest = session.config.vocab_size - 1
-    for token in prompt_ids:  # here: an id may be too large for numpy's integers
+    for token in prompt_ids:  # in Python: an id may be too large for numpy's integers
         if not 0 <= token <= highest:
             raise LucidError(
                 f"Token id {token} is outside the vocabulary (0 to {highest}); the tokenizer may be another model's."
@@ -42,7 +42,7 @@ class Generation:
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer; that token is not yielded.
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
-        progress: Called after each chunk of the prompt with (tokens done, tokens in all), without tokens in ``cache``.
+        progress: Called after each chunk of the prompt with (tokens done, tokens to run); neither counts cached tokens.
         guide: Says which tokens may come next, for an answer with a constraint; None: all may.
         cache: Already holds the first tokens of the prompt; the others are added to it. None: a new one.
         drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
@@ -63,7 +63,7 @@ class Generation:
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield new token ids; raise a LucidError if the prompt cannot run, or as :meth:`Chooser.follow`."""
+        """Yield new token ids; raise a LucidError if the prompt cannot run, or what :meth:`Chooser.follow` raises."""
         session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
@@ -117,7 +117,7 @@ class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
     The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
-    has dropped rows), a prompt that continues the last prompt starts from its cache, any other one from an empty one.
+    has dropped rows), a prompt that begins with the last one starts from that one's cache, any other from an empty one.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.
@@ -150,7 +150,7 @@ class Conversation:
         self._cache: Cache[Any] | None = None
         self._ids: list[int] = []  # tokens in the cache
         self._keeps_prompts = any(tensor.sort != "rows" for layer in session.layout for tensor in layer)
-        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, if a cache may be unable to go back
+        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, for layers that cannot be cut back
 
     def reset(self) -> None:
         """Drop the cache, and begin again with the first seed."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _THREADS = 4
 COMPILED = 16  # compiled grammars that are cached; each holds its lexer's states
-# Processor time that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms a token (docs/serving.md); a
-# grammar with many readings of one text takes a time that grows with the square of the text's length.
+# Processor time that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms a token; an ambiguous grammar,
+# which parses one text in many ways, takes a time that grows with the square of the text's length.
 MASK_SECONDS = 2.0
 MASK_SECONDS_PER_TOKEN = 0.002
 SLOW_SHARE = 0.1  # of that time; beyond it, an answer's masks are computed by one thread of low priority
@@ -112,7 +112,7 @@ class Guide:
         return self._compute()
 
     def _with_own_lexer(self, error: str) -> tuple[Array, bool]:
-        """Return the mask of a matcher of its own: answers share a lexer, whose limits others may have used up."""
+        """Retry once with a lexer of its own, as other answers may have used up the limits of the shared one."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -249,7 +249,7 @@ class GuideFactory:
 
 
 def _lower_priority() -> None:
-    """Lower this thread's priority; only on Linux does each thread have a priority of its own."""
+    """Lower this thread's priority on Linux, where each thread has a nice value of its own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -310,7 +310,7 @@ def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[by
 
 
 def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], later: list[bytes]) -> None:
-    """Make a token that is one space empty in ``first`` if the decoder drops it at the beginning of a text."""
+    """Set a token that is one space to no bytes in ``first`` if the decoder drops it at the beginning of a text."""
     spaces = [token for token, data in enumerate(first) if data == b" "]
     for token, text in zip(spaces, tokenizer.decode_many([[token, anchor] for token in spaces]), strict=True):
         if text.encode() == later[anchor]:

@@ -56,9 +56,9 @@ class Block:
     Attributes:
         digest: Hash of owner, adapter and all token ids of the text up to the end of this block.
         parent: The digest of the block before it; empty for the first.
-        rows: Its rows of each tensor, ``(heads, 32, width)``, in the order of the layout.
+        rows: Its rows of each tensor that has rows, ``(heads, 32, width)``, in the order of the layout.
         state: Rings and states as they are after its last token, in the order of the layout; None: none are stored.
-        readers: Number of running requests whose prompts began with this block; it is dropped only when there are none.
+        readers: Number of running requests that took this block from the store; with any, it is not dropped.
     """
 
     digest: bytes
@@ -178,7 +178,7 @@ class PrefixStore:
             self._blocks.move_to_end(block.digest)
 
     def _make_room(self, wanted: int, chain: list[Block]) -> int:
-        """Drop unread blocks outside ``chain`` until ``wanted`` more fit; return how many fit, up to ``wanted``."""
+        """Drop blocks without readers, except ``chain``, until ``wanted`` more fit; return how many of these fit."""
         for block in chain:
             block.readers += 1
         while self._used + wanted > self.capacity:
@@ -191,7 +191,7 @@ class PrefixStore:
         return max(0, min(wanted, self.capacity - self._used))
 
     def _stored(self, cache: Cache[Any]) -> list[tuple[CacheTensor, Array]]:
-        """Return a cache's tensors with their descriptions, in stored form (int8 and scales); memory may be shared."""
+        """Return a cache's tensors with their descriptions, in stored form (as int8 and scales), perhaps as views."""
         layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room after the rows
         if self._session.in_place is None:
             pairs = zip(self._session.layer_arrays(cache), self._session.layout, strict=True)

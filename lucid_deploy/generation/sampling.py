@@ -18,7 +18,7 @@ LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond these, logits may over
 
 
 class NoTokenLeft(LucidError):
-    """Raised if constraint and bad words allow no next token, or the constraint is too costly."""
+    """Raised if constraint and bad words allow no next token, or the constraint is too costly or does not compile."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class LogitAdjustment:
         x ← x / repetition where x > 0 and seen;            x ← x · repetition where x ≤ 0 and seen
         x ← x − frequency · c − presence · (c > 0)
 
-    A bad word counts if all of it is generated: none begins in the prompt.
+    A bad word is ruled out only where all its tokens would be generated, not where it begins in the prompt.
     """
 
     def __init__(

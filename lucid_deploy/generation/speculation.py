@@ -2,9 +2,9 @@
 
 Speculative decoding: one step runs guessed tokens too, and their logits are used if the guess is right.
 
-    1. The model runs the token that was chosen and the drafted ones after it in one step, for the logits of all.
-    2. The next token is chosen from the logits of the chosen token, as in plain decoding. If it is the first draft, the
-       logits of that draft are there already, and so on.
+    1. The model runs the token that was chosen last and the drafted ones after it in one step, for the logits of all.
+    2. The next token is chosen from the first of these logits, as in plain decoding. If it equals the first draft, the
+       token after it is chosen from that draft's logits without another step, and so on.
     3. When another token is chosen, the cache rows of unused drafts are dropped; this is exact: rows of Y never change.
 
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
@@ -200,7 +200,7 @@ class Chooser:
 
 
 def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
-    """Return drafts for each running row by its number: at most :data:`STEP_TOKENS` tokens run in a step, or no draft.
+    """Return drafts for each running row by its number; with drafts, a step runs at most :data:`STEP_TOKENS` tokens.
 
     Rows of a growing cache end in the same column, so the row with the most tokens limits the drafts of all.
     """

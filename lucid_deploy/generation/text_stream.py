@@ -11,7 +11,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 
 _CONTEXT = 4  # pieces that are decoded again with what follows them
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at most
 _HELD = 4 * _LONGEST_CHARACTER  # tokens held back at most
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that stands for one byte, of tokenizers that fall back to bytes
 _SPACE = "▁"  # U+2581, a space in the vocabularies of SentencePiece
@@ -24,8 +24,8 @@ class TextStream:
     (all common ones). The work per token does not grow with the text.
 
     Tokens go through the ``DecodeStream`` of tokenizers. If bytes never become a character, it holds tokens back for
-    ever and decodes all of them again at each step. So after some tokens this class decodes them itself, together with
-    the last pieces before them. Bytes that never become a character come out as U+FFFD.
+    ever and decodes all of them again at each step. So once ``_HELD`` are held back, this class decodes the text itself
+    from then on, together with the last pieces before. Bytes that never become a character come out as U+FFFD.
 
     Special tokens have no text unless they are in ``shown``.
     """
@@ -55,7 +55,7 @@ class TextStream:
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:
-        """Return the held text if its last character is whole; else its start, or nothing below ``_HELD`` ids."""
+        """Return the held text if its last character is whole; else, from ``_HELD`` ids on, the text before it."""
         text = self._text(self._held)
         if not text.endswith("\ufffd"):
             return self._release(len(self._held), text)
@@ -77,7 +77,7 @@ class TextStream:
         """Move the first ``count`` held ids, whose text is ``text``, to the context; return the text."""
         self._context.append((self._held[:count], text))
         self._held = self._held[count:]
-        if any(piece for _, piece in self._context[-_CONTEXT:]):  # else a decoder might take what follows for the start
+        if any(piece for _, piece in self._context[-_CONTEXT:]):  # else the next piece may lose its space
             del self._context[:-_CONTEXT]
         del self._context[: -8 * _CONTEXT]
         return text
@@ -185,7 +185,7 @@ class AnswerText:
 
 
 class TokenTexts:
-    """Gives each token's own text and bytes; a token that is a part of a character has bytes but no text."""
+    """Gives each token's own text and bytes; a token that is a part of a character has bytes, and U+FFFD as text."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -196,8 +196,7 @@ class TokenTexts:
     def __call__(self, token: int) -> tuple[str, bytes | None]:
         """Return a token's text and its bytes.
 
-        Half a character is U+FFFD as text. A token that the vocabulary does not have is ``("", None)``: the embedding
-        may be padded to a round number.
+        A token that the vocabulary does not have is ``("", None)``: the embedding may be padded to a round number.
         """
         if token not in self._known:  # at most one entry per word of the vocabulary
             self._known[token] = self._look_up(token)
@@ -236,7 +235,7 @@ def byte_alphabet() -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """A token as text and as bytes (None if it has none of its own), and its log-probability."""
+    """A token as text and as bytes (None if the vocabulary does not have it), and its log-probability."""
 
     text: str
     data: bytes | None
@@ -245,7 +244,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token, whose text begins after ``offset`` characters, and the likeliest in its place, best first."""
+    """A chosen token, whose text begins after ``offset`` characters, and the likeliest tokens there, best first."""
 
     chosen: TokenText
     top: tuple[TokenText, ...]
@@ -254,11 +253,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """What one more token of generation ``row``, or its end, adds: text that is final, which may be empty for now."""
+    """What one more token of generation ``row``, or the end of this generation, adds to its answer."""
 
     row: int
-    text: str
-    tokens: int
+    text: str  # new text, which is final; empty if all is held back
+    tokens: int  # 1, or 0 for the end
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: str = ""  # why the generation ended, ``stop`` or ``length``; empty if it goes on
-    reused: int = 0  # prompt tokens that a stored prefix held, at the end
+    reused: int = 0  # prompt tokens that a stored prefix held

@@ -42,7 +42,7 @@ class _AdapterFile(msgspec.Struct, kw_only=True, frozen=True):
     base_model_name_or_path: str = ""
 
 
-# Keys that matter only in training, or that repeat what the adapter's tensors show.
+# Keys that change no result: they matter only in training, record versions, or repeat what the adapter's tensors show.
 _WITHOUT_EFFECT = frozenset(
     (
         *("auto_mapping", "bias", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode"),
@@ -109,7 +109,7 @@ class Adapter:
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Check that the adapter fits the checkpoint ``base``; return notes. ``shape_of``: None for missing tensors."""
+        """Check that it fits the checkpoint ``base``; return notes. For a missing tensor, ``shape_of`` gives None."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:
@@ -125,7 +125,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return ``weight`` with the adapter: a sum is float32, or float64 if the weight is; others as stored."""
+        """Add the update to ``weight``, in float32, or float64 if that is its type; return a replacement as stored."""
         import torch
 
         if name in self._replaced:
@@ -234,7 +234,7 @@ class Adapter:
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first regular expression that ends a module's name, as PEFT does, or the default."""
+    """Return the value of the first regular expression that matches a name's end, as in PEFT, or the default."""
     for key, value in pattern.items():
         try:
             if re.match(rf"(.*\.)?({key})$", module):

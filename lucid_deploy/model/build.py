@@ -46,7 +46,7 @@ def family_for(config: LucidConfig) -> Family:
 
 
 class _ClassFamily(Family):
-    """A model class of transformers as a family, which only says where a checkpoint stores its parameters."""
+    """A model class of transformers as a family: where checkpoints store its parameters, and what the class ignores."""
 
     def __init__(self, model: Any) -> None:
         self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
@@ -63,7 +63,7 @@ def _names_class(raw: dict[str, Any]) -> bool:
         return False
     try:
         from lucid_deploy.model.transformers_class.configuration import class_of
-    except LucidError:  # transformers is not installed; the error about the model_type says so
+    except LucidError:  # transformers is not installed; parse_config's error for an unknown model_type says so
         return False
     return bool(class_of(kind))
 

@@ -64,7 +64,7 @@ class Checkpoint:
         notes: Notes for the user, such as what was decided although no key of ``config.json`` says it.
         assumed_unused: The unknown keys that the user declared unused, with their values.
         layout: How its quantized weights are stored; None: it is not quantized.
-        packed: The parts of quantized weights, by the weights' names in the file.
+        packed: The parts of quantized weights, by the names that the files would have for them unquantized.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpoint:
         self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = find_tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
-        self._named = {name: name for name in self._file_of}  # the stored tensor of each name
+        self._named = {name: name for name in self._file_of}  # the tensor in the files, by the name the family gives
         self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config, of_tokens = _with_generation_eos(config, self.directory)
@@ -102,7 +102,7 @@ class Checkpoint:
             self.adapter = self._open_adapter(adapter)
 
     def stored_name(self, name: str) -> str:
-        """Return the name under which a weight is stored: that of a tied ``lm_head.weight`` is the embedding's."""
+        """Return the name to read a weight by: the embedding's for a tied ``lm_head.weight``, otherwise its own."""
         return _EMBEDDING if self.tied and name == _HEAD else name
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -283,7 +283,7 @@ def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()
         if config.tie_word_embeddings and name == _HEAD:
             continue
         place = family.stored(name, config)
-        if place.parts and place.name not in named:  # as in transformers, stacked experts are accepted too
+        if place.parts and place.name not in named:  # such as single experts; stacked ones are accepted too
             wanted.update(place.parts)
             continue
         if place.rows is not None:
@@ -346,7 +346,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint's PyTorch model, without gradients, float32 by default; ``progress``: (weights done, all)."""
+    """Load a checkpoint's model, without gradients, float32 by default; ``progress`` gets (weights done, of all)."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)

@@ -51,8 +51,8 @@ class RopeScaling:
     # dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
     rope_type: _RopeType = "default"
     factor: float = 1.0  # linear and llama3 only: the divisor
-    low_freq_factor: float = 1.0  # llama3 only: frequencies of wavelengths above original context / this are divided
-    high_freq_factor: float = 4.0  # llama3 only: frequencies of wavelengths below original context / this are kept
+    low_freq_factor: float = 1.0  # llama3 only: wavelengths above original context / low_freq_factor are stretched
+    high_freq_factor: float = 4.0  # llama3 only: wavelengths below original context / high_freq_factor are kept
     original_max_position_embeddings: int = 8192  # llama3 only: the context length before scaling, in tokens
 
 
@@ -106,7 +106,7 @@ class LucidConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()  # tokens that end a generation; may be empty
     layer_kinds: tuple[str, ...] = ()  # the kind of every layer; empty: attention_type applies to all
-    # settings of kinds of layers beyond Llama's, plain data by kind
+    # what kinds of layers need beyond Llama's settings: plain data, by kind
     layer_settings: dict[str, Any] = field(default_factory=dict)
     # none, or after_rope: after rotation, queries and keys go through RMS norms with weights of width head_dim, q_norm
     # and k_norm. The cache holds the normed keys.
@@ -123,7 +123,7 @@ class LucidConfig:
     state_dtype: _StateType = "float32"
     # the keys of config.json for the class of transformers that computes the model; empty: a family of ours does
     class_config: dict[str, Any] = field(default_factory=dict)
-    class_layers: tuple[int, ...] = ()  # which layers of that class there are; empty: all
+    class_layers: tuple[int, ...] = ()  # indices of the class's layers that the model has; empty: all
     attention: tuple[AttentionShape, ...] = ()  # the attention of each of its layers; empty for a family of ours
     softcap: float | None = None  # as AttentionShape.softcap
 

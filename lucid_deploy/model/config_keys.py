@@ -59,7 +59,7 @@ def _all_are(wanted: Any) -> Harmless:
     return lambda value: value is None or (isinstance(value, list) and all(item == wanted for item in value))
 
 
-# Keys known to change the results, and a test for those of their values that do not.
+# Keys known to change the results, each group with a test that is true for the values that do not.
 _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (
         operator.not_,
@@ -108,7 +108,7 @@ WITH_OTHERS = frozenset(
 KNOWN = COMPUTED | CHANGES.keys() | WITH_OTHERS | NO_EFFECT
 
 ROPE_BLOCKS = ("rope_scaling", "rope_parameters")
-# By type of a rope block, the keys that it must have; a block of any type may have those of _ROPE_ALWAYS.
+# By type of a rope block, the keys that it must have. Any type may have those of _ROPE_ALWAYS; llama3 needs the last.
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -230,7 +230,7 @@ def check_lucid_keys(raw: dict[str, Any], where: str, own: Collection[str] = ())
 
 def _refused(raw: dict[str, Any], family: Family) -> list[str]:
     own = {*family.computed, *family.ignored}
-    if raw.get("attention_type") in LUCID_TYPES:  # any family may have LUCID layers, and layer_types others beside
+    if raw.get("attention_type") in LUCID_TYPES:  # any family may have LUCID layers, and others by layer_types
         own |= set(LAYER_KEYS) if raw.get("layer_types") else {"lucid_layers"}
     if raw.get("use_sliding_window") is False:
         own.add("sliding_window")

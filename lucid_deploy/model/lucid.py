@@ -165,7 +165,7 @@ class CausalModel(nn.Module):
 class LucidForCausalLM(CausalModel):
     """A model whose layers are this package's; its cache has the model's type unless :meth:`store_cache_as` changes it.
 
-    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, to check ``blocked`` by).
+    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, to check ``blocked`` against).
     """
 
     model: LucidBody

@@ -13,8 +13,8 @@ from lucid_deploy.model.config import Rope, RopeScaling
 def inverse_frequencies(rope: Rope, width: int) -> Tensor:
     """Return the rotary frequencies in radians per token, float32 ``(D/2,)``, scaled as the configuration says.
 
-    They are float32 in every model, because checkpoints were trained with them so, and a float64 model must rotate by
-    the same angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
+    They are float32 in every model: checkpoints were trained with float32 frequencies, and a float64 model must rotate
+    by the same angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
     ``low_freq_factor`` are stretched by ``factor``, those shorter than it divided by ``high_freq_factor`` are kept, and
     between them runs a linear ramp.
     """

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, as checkpoints and artifacts name them."""
+"""The files of a tokenizer, and ``generation_config.json``, as checkpoints and artifacts name them."""
 
 from __future__ import annotations
 

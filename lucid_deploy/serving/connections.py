@@ -55,8 +55,8 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._set_waiting(False)
-        if self._current is not None and not self._current.response_complete:  # uvicorn tells a pipeline's last only
-            self._current.disconnected = True
+        if self._current is not None and not self._current.response_complete:
+            self._current.disconnected = True  # uvicorn sets it for the last of several pipelined requests only
             self._current.message_event.set()
 
     def get_buffer(self, sizehint: int) -> bytearray:

@@ -191,7 +191,7 @@ class Engine:
             self._die(None)
 
     def _take_commands(self, batcher: Batcher) -> bool:
-        """Carry out the commands since the last step; if no generation runs, wait for one. Return False at ``stop``."""
+        """Carry out the commands since the last step; wait for one if the batcher is idle. Return False at ``stop``."""
         while True:
             if batcher.idle:
                 self._observe(batcher)
@@ -272,7 +272,7 @@ class Engine:
         if error is not None:
             ours = isinstance(error, LucidError)
             message = f"The engine ended: {error}" if ours else "The engine ended by an error; see the server's log."
-            if not loading:  # else the command reports the error
+            if not loading:  # else the command line reports the error
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)
         _send([(events, row, unavailable(message, DOWN)) for events, row in left])
@@ -306,7 +306,7 @@ def open_checked(directory: str) -> Artifact:
 
 
 def _prefix_tokens(session: Session[Any]) -> int:
-    """Return the default budget in tokens: 0 with TensorRT, where storing a prefix copies it out of GPU memory."""
+    """Return the default budget in tokens, what 1 GiB holds; 0 with TensorRT: storing copies out of GPU memory."""
     from lucid_deploy.generation.prefix_store import token_bytes
 
     return 0 if session.limits is not None else min(PREFIX_BYTES // token_bytes(session.layout), PREFIX_TOKENS)

@@ -44,7 +44,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the keys or tokens in a file, one a line; raise a LucidError if it is unreadable or open to all users."""
+    """Return the keys in a file, one a line; raise a LucidError if it is unreadable, open to all or malformed."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8-sig").splitlines()

@@ -28,7 +28,7 @@ log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # besides two for each generation that may run or wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that may wait in the kernel to be accepted
-ACCEPTED_AT_ONCE = 64  # per turn of the event loop: more could cut earlier ones before these are read
+ACCEPTED_AT_ONCE = 64  # per turn of the event loop; more could cut earlier connections before their requests are read
 ACCEPT_SECONDS = 0.05  # at the end, to accept connections that wait, before listeners close
 LINGER_SECONDS = 1.0  # at the end, for connected clients to send a request and be answered
 STEP_SECONDS = 5.0  # at the end, for the model's step that runs
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
         remedy = "Choose another address of this machine with --host, or another port with --port, 0 for any."
         raise LucidError(f"Port {port} on {host} cannot be used: {reason}. {remedy}") from error
     opened.setblocking(False)
-    # Connections inherit it. asyncio sets it only for sockets that were made with the number of TCP, and without it
+    # Connections inherit TCP_NODELAY. asyncio sets it only for sockets made with proto=IPPROTO_TCP, and without it
     # Nagle's algorithm holds back the first token until the client's delayed acknowledgement, 40 ms later.
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened

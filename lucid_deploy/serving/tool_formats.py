@@ -30,7 +30,7 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str  # the format's
     template: tuple[str, ...]  # texts that a chat template of this format has, all of them
     template_without: tuple[str, ...]  # texts that it does not have
-    trigger: str  # what the first call begins with, ``opening`` included; text of the answer never has it
+    trigger: str  # start of ``opening + call[0]``; text must not contain it (without ``text_before``: begin with it)
     opening: str  # in front of the first call
     call: tuple[str, str, str]
     between: str  # between two calls

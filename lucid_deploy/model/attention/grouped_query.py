@@ -49,7 +49,7 @@ class GroupedQueryAttention(Mixer):
             self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
+        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T or M, ·)``."""
         o, present = self.mix(*self.project(x, step), step, past)
         return self.o_proj(o.transpose(1, 2).reshape(*x.shape[:2], -1)), present
 

@@ -1,4 +1,4 @@
-"""flash-linear-attention's models: DeltaNet (arXiv 2406.06484), and gated DeltaNet (arXiv 2412.06464), which decays.
+"""flash-linear-attention's models: DeltaNet (arXiv 2406.06484) and, with decay, gated DeltaNet (arXiv 2412.06464).
 
 They name tensors differently from Llama, and give MLP widths by a ratio; layers listed in ``attn`` use attention.
 """
@@ -24,7 +24,7 @@ _STORED = {
     ".linear_attn.": ".attn.",
     ".self_attn.": ".attn.",
 }
-# Llama's keys that this toolkit would compute, and that these models say in other ways or do not have.
+# Llama's keys that these models do not have, or have under other names: refused, because they would take effect.
 _FOREIGN = (
     "num_attention_heads",
     "num_key_value_heads",

@@ -85,7 +85,7 @@ class _Standard(LayerKind):
     name = "standard"
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        # A soft cap and sinks are more than CAUSAL_ATTENTION does with scores.
+        # CAUSAL_ATTENTION computes neither a soft cap nor sinks.
         scored = config.of_layer(index).softcap is not None or (config.attention and config.attention[index].sinks)
         return LayerDescription(
             kind=self.name,

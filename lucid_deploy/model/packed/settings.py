@@ -111,7 +111,7 @@ def gptq_layout(settings: dict[str, Any]) -> IntegerLayout:
     )
 
 
-# gptqmodel writes the same keys for both methods, and transformers knows them; those added here are AutoAWQ's.
+# gptqmodel writes its keys for AWQ too. Added here are AutoAWQ's, and those on which only GPTQ's layout depends.
 _AWQ_IGNORED = (_GPTQ_IGNORED - {"backend", "version"}) | {
     *("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse"),
     *("desc_act", "pack_dtype", "static_groups", "sym"),
@@ -281,7 +281,7 @@ def _check_float(numbers: _Numbers, where: str) -> None:
         raise ValueError(f"{where} of type {numbers.type} with {numbers.num_bits} bits{points}; only E4M3 is supported")
 
 
-# Keys that say which layers are quantized; the tensors' types show the same.
+# The method's name, and keys that say which layers are quantized, as the tensors' types show too.
 _FP8_IGNORED = frozenset(("ignored_layers", "modules_to_convert", "modules_to_not_convert", "quant_method"))
 _BLOCK_KEY = "weight_block_size"
 
@@ -315,7 +315,7 @@ def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
 
 
 def _refuse_dequantize(settings: dict[str, Any], inputs: InputRounding | None) -> None:
-    """Refuse rounded inputs with a key that makes transformers load plain weights, and that other programs ignore."""
+    """Refuse rounding of inputs beside a key that makes transformers skip it, because other programs ignore the key."""
     key = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
     if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
         raise ValueError(

@@ -114,7 +114,7 @@ def parse_class_config(
     except LucidError as error:
         raise LucidError(f"{where}: {class_name} is not supported: {error}.") from error
     except Exception as error:
-        if isinstance(error, KeyError) and error.args == (NAME,):  # a table of its own instead
+        if isinstance(error, KeyError) and error.args == (NAME,):  # it looks attention up in a table of its own
             raise LucidError(
                 f"{where}: {class_name} is not supported: it does not call attention by transformers' registry."
             ) from error
@@ -247,7 +247,7 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
         raise LucidError(f"it computes more than text; its text part is of model_type {text.model_type!r}")
     lucid = raw.get("attention_type") in LUCID_TYPES
     for key, value in _unread_keys(raw, config, assume_unused).items():
-        if key == "rms_norm_eps" and lucid:  # of the solve
+        if key == "rms_norm_eps" and lucid:  # LUCID's solve reads it
             continue
         raise LucidError(
             f"it does not know the key {key} of config.json, which is {value!r}. If its own code leaves it unused, "
@@ -268,7 +268,7 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
 
 
 def _without_dynamic(value: Any) -> Any:
-    """Turn a rope block of type ``dynamic`` into ``default``: equal up to max_position_embeddings tokens."""
+    """Turn a rope block of type ``dynamic`` into ``default``: both are equal up to max_position_embeddings tokens."""
     if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")) or "alpha" in value:
         return value  # a block with alpha is Hunyuan's, which is the same for all lengths
     rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}

@@ -397,7 +397,7 @@ def _renamed(name: str, moved: dict[str, str]) -> str:
 
 
 def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
-    """Return a class's embedding and head; refuse those that are not PyTorch's own modules."""
+    """Return a class's embedding and head; refuse all but nn.Embedding and its subclasses, and nn.Linear itself."""
     embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise LucidError("it has no embedding of tokens that is PyTorch's")

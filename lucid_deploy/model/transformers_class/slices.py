@@ -26,7 +26,7 @@ class _Stop(Exception):
 
 
 def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
-    """Read one layer as a float32 model; outside the layers it has no head, and the embedding only if ``around``."""
+    """Read one layer as a float32 model, with what is around it but the head and, unless ``around``, the embedding."""
     config = source.config
     alone = dataclasses.replace(
         config,

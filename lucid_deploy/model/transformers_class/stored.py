@@ -32,7 +32,7 @@ def stored_parameters(net: Any) -> dict[str, StoredParameter]:
     stored = revert_weight_conversion(net, dict(named))
     names = {id(value): name for name, value in stored.items()}
     whole = {name: name if stored.get(name) is value else names.get(id(value), "") for name, value in named.items()}
-    # Of tied tensors a checkpoint stores only one. Tied weights are left out: tie_word_embeddings covers the embedding.
+    # Of tied tensors a checkpoint stores one. Those named .weight are left out: tie_word_embeddings covers the head's.
     tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
     whole |= {name: whole[source] for name, source in tied.items() if whole.get(source)}
     found = {name: StoredParameter(place) for name, place in whole.items() if place}

@@ -78,7 +78,7 @@ def package_tensorrt(
         library = options.plugin or find_or_build(dtype, head_dims, (), announce, progress)
         check_plugin(library)
         check_kernels(library, dtype, head_dims)
-    # The operator Attention in half precision, where TensorRT fuses it.
+    # TensorRT has fused kernels for the operator Attention in half precision only.
     form = "explicit" if artifact.manifest.dtype == "float32" else "standard"
     with unchanged(artifact):
         graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}

@@ -1,9 +1,9 @@
 """Recorded inputs, and golden outputs that the PyTorch model computes from them in float64.
 
-Tokens repeat and are drawn from few, so that keys resemble each other; one row has padding; prefill runs without a past
-and after one, and decode takes the cache that prefill made. Each of these is a case with a single call, since
-``polygraphy debug reduce`` puts tensors of the first call in place of what it cuts off. Every cache is rounded
-to the artifact's type before the next call, so that the golden outputs belong to the inputs as recorded.
+The tokens are drawn from a few and repeat, so that keys resemble each other; the last row begins with padding. There
+are three cases: prefill without a past, prefill after it, and decode with their cache. Each is a single call, because
+``polygraphy debug reduce`` replaces what it cuts off with tensors of the first call. Every cache is rounded to the
+graph's type before the next call, so that the golden outputs belong to the inputs as recorded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 CASES = {"prefill": "prefill", "prefill_past": "prefill", "decode": "decode"}  # by name: the stage
 RUNNER = "PyTorch in float64"  # as Polygraphy names it in its comparisons
-FACTOR = 8  # tolerances over the error that the plain PyTorch model makes in the artifact's type
+FACTOR = 8  # tolerance / error of the plain PyTorch model in the artifact's type
 _CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5  # tokens of the first and second prefill, of padding; different tokens
-_HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # in the last place of 1
+_HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place of 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recorded:
 
 
 def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
-    """Run the call of each case in PyTorch, within the limits (or raise LucidError); return them by case."""
+    """Run each case's call in PyTorch; return the recordings by case. LucidError: the limits leave no room for them."""
     import torch
 
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
