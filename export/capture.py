@@ -62,7 +62,7 @@ def _translated(program: torch.export.ExportedProgram) -> ir.Model:
 
     ``torch.onnx.export`` parses 500 translations for each graph, decomposes each program, which traces it again, and
     computes each node once more to insert casts. Here translations are parsed once per process, and the rest is done
-    only where operators must be decomposed or cast: none in our layers, perhaps some in a layer of your own.
+    only where operators must be decomposed or cast: not in our layers, perhaps in transformers' or other packages'.
     """
     from onnxscript.version_converter import convert_version
     from torch.onnx._internal.exporter import _core, _fx_passes
@@ -188,7 +188,7 @@ def _graph_modules(program: torch.export.ExportedProgram) -> list[torch.fx.Graph
 def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return translations of common operators that would otherwise be decomposed, which costs a second trace."""
     import torch
-    from onnxscript import opset18 as op  # the exporter's: later opsets add attributes that it would write
+    from onnxscript import opset18 as op  # the exporter's own; from a later opset it would write newer attributes
     from onnxscript.onnx_types import INT64
 
     # The exporter reads these signatures.
@@ -234,7 +234,7 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         aten.to.dtype: to_dtype,
         aten.to.device: to_device,
-        aten.to.dtype_layout: to_layout,  # of x.to(other.device)
+        aten.to.dtype_layout: to_layout,  # what x.to(other.device) becomes
         aten.reshape.default: reshape,
         aten.contiguous.default: contiguous,
         aten.chunk.default: chunk,

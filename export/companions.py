@@ -50,8 +50,8 @@ def check_links(checkpoint: Path) -> None:
 
     Files that are not regular ones, such as devices and pipes, are refused too.
 
-    The cache of the Hugging Face Hub is made of such links, from ``models--ORG--NAME/snapshots/REVISION/FILE`` to
-    ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
+    Links within a model's cache of the Hugging Face Hub are allowed: from ``models--ORG--NAME/snapshots/REVISION/FILE``
+    to ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
     """
     check_regular(checkpoint)
     folder = checkpoint.resolve()
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write ``tokenizer.json`` with all tokens and ``tokenizer_config.json`` with names, if there is a tokenizer."""
+    """Write a tokenizer, if there is one: all tokens to ``tokenizer.json``, named ones to ``tokenizer_config.json``."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return

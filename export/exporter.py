@@ -77,7 +77,7 @@ def export(
             "Leave it out, or add one of them."
         )
     quantization = rows = learned = None
-    if quantize is not None:  # before anything that takes time: a glob may match nothing
+    if quantize is not None:  # before any learning: a glob of --keep-float may match nothing
         quantization = _plan(source, quantize, options.dtype)
         rows = rows_to_learn_from(source, quantize, options.calibration)
     warnings: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def export(
                 source, str(checkpoint), options, quantization, hub, warnings, learned, adapters
             )
             write_artifact(building, contents, progress or (lambda *_: None))
-            check_output(output, options.overwrite)  # again: tracing and writing took a while
+            check_output(output, options.overwrite)  # again: it may have appeared since
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     return open_artifact(output)
@@ -151,7 +151,8 @@ def _about_experts(quantization: Quantization, dtype: str) -> str:
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
     """Return the shapes of the weights that may be quantized, and the experts' records, whose block size is still 0.
 
-    Left out are routers (rounded, they choose other experts) and what is no linear layer, expert or embedding.
+    Left out are routers (if rounded, they would choose other experts) and, for a class of transformers, whatever is no
+    linear layer, expert or embedding.
     """
     import torch
 
@@ -162,7 +163,7 @@ def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[s
         modules = dict(make_model(source.config).named_modules())
     experts = {}
     for path, module in modules.items():
-        turned = getattr(module, "is_transposed", None)  # of experts alone
+        turned = getattr(module, "is_transposed", None)  # only modules of experts have it
         for name, value in module.named_parameters(recurse=False) if turned is not None else ():
             if value.dim() == 3:
                 count, *sizes = value.shape

@@ -111,9 +111,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
-    """Return a function that returns the maker of an operator's nodes, given whether they use training's diagonal.
+    """Return a function that takes whether nodes use the training diagonal, and returns the maker of such nodes.
 
-    The maker for 1 on the diagonal lacks the attribute ``diagonal``, as the tracer would write its default into nodes.
+    The maker for 1 on the diagonal lacks the attribute ``diagonal``: the tracer would write its default into nodes.
     """
     unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})
@@ -127,7 +127,7 @@ def _node_maker(operator: Operator) -> values.Op:
 def _torch_operator(operator: Operator) -> Callable[..., Any]:
     import torch
 
-    # These register PyTorch's operators.
+    # These imports register our operators with PyTorch.
     import lucid_deploy.plugins.causal_attention.torch_operator
     import lucid_deploy.plugins.decode_attention.torch_operator
     import lucid_deploy.plugins.delta_rule.torch_operator

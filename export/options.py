@@ -40,8 +40,8 @@ class ExportOptions:
         quantize: How to quantize weights; None: not at all.
         calibration: A text file that ``quantize`` learns from.
         assume_unused: Keys of the checkpoint's configuration that are unknown here and, the user says, change nothing.
-        inline: Write only graphs without functions, the operators' bodies in their places, for runtimes that know none;
-            their cache is growing unless ``cache`` says otherwise.
+        inline: Write only graphs in which the operators' bodies take the operators' places, for runtimes that know no
+            functions; their cache is growing unless ``cache`` says otherwise.
         opset: Version of ONNX's standard operators in graphs with a static cache: 23, or 24, which writes rows with
             TensorScatter; older runtimes lack it. None: 24. Other graphs have 23.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.

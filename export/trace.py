@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Layers: TypeAlias = tuple[LayerDescription, ...]
 _Infos: TypeAlias = tuple[TensorInfo, ...]
-_PREFIX = "model."  # the traced wrapper's attribute
+_PREFIX = "model."  # of weights' names in a trace: the attribute of Stage that holds the model
 
 
 @dataclass(frozen=True)

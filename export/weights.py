@@ -42,7 +42,7 @@ class StoredTensor:
     name: str  # of the checkpoint's weight, or of some of its rows; of an adapter's matrix, its name in the graphs
     shape: tuple[int, ...]  # as stored
     transposed: bool  # whether ``shape`` is the transpose of the checkpoint's
-    offset: int  # first byte; a multiple of the alignment
+    offset: int  # of its first byte in the file, at the start of a page
     size: int  # bytes
     dtype: str  # type in the graphs, as ONNX spells it in lower case
     part: str = ""  # empty for a whole weight, else one of Quantization.parts
@@ -89,8 +89,7 @@ def write_weights(
     """Write the weights, one tensor in memory at a time, and return the sha256; ``LucidError`` for non-finite values.
 
     Args:
-        chosen: Packed values and scales of weights whose quantized values were learned, by name; each entry is
-            removed when it is written.
+        chosen: Packed values and scales of learned weights, by name; each entry is removed when it is written.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     digest, position = hashlib.sha256(), 0
@@ -120,7 +119,7 @@ def write_weights(
 def _weight_bytes(
     parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization | None, chosen: Chosen
 ) -> Iterator[memoryview]:
-    """Yield the bytes of one weight in the order of the file; packed values come in slices."""
+    """Yield the bytes of one weight in the order of the file; packed values may come in slices."""
     import numpy as np
     import torch
 
@@ -156,7 +155,7 @@ def _weight_bytes(
         yield np.ascontiguousarray(zeros).reshape(-1).data
     if OFFSETS in parts:
         offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows])  # (out, blocks)
-        yield _to_bytes(offsets if record.experts else offsets.mT, parts[OFFSETS], where)  # experts': as scales are
+        yield _to_bytes(offsets if record.experts else offsets.mT, parts[OFFSETS], where)  # experts': (E, out, blocks)
 
 
 def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _rounded(parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantizatio
     weight = record.matrix(checkpoint.tensor(name)[rows])
     _check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."), checkpoint.directory)
     method = find_method(quantization.method.name)
-    if method.learns or record.experts:  # what was not learned, such as a head; experts
+    if method.learns or record.experts:  # weights that were not learned, such as a head, and experts
         method = find_method(HQQ if record.offsets else NEAREST)
     positive = quantization.has_positive_scales(tensor.name)
     return method.round(weight, record, quantization.bits_of(tensor.name), parts[SCALES].dtype, positive)
@@ -187,7 +186,7 @@ def _to_bytes(data: torch.Tensor, tensor: StoredTensor, checkpoint: Path) -> mem
     import torch
 
     if tensor.dtype == "float16":
-        _check_finite(data, tensor, "the checkpoint", checkpoint)  # no other type would help
+        _check_finite(data, tensor, "the checkpoint", checkpoint)  # if not finite before the cast, no other type helps
     data = data.to(getattr(torch, tensor.dtype))
     _check_finite(data, tensor, tensor.dtype, checkpoint)
     if tensor.transposed:

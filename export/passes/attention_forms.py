@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lucid_deploy.export.passes.editing import NodeChain, constant, integers, replace
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DOMAIN
 
-DECOMPOSABLE = "TRT_decomposable"  # read by TensorRT-RTX's parser; others ignore it
+DECOMPOSABLE = "TRT_decomposable"  # an attribute that TensorRT-RTX's parser reads
 _INT64, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -148,7 +148,7 @@ def _make_explicit(graph: ir.Graph, node: ir.Node) -> None:
     heads, shared, width = _size(node, query, 1), _size(node, key, 1), _size(node, query, 3)
     name, chain = f"{node.name}_explicit", NodeChain(f"{node.name}_explicit")
     grouped = shared not in (1, heads)
-    if grouped:  # (B, H, N, D) to (B, H/G, G, N, D); keys and values get an axis of one group
+    if grouped:  # (B, H, N, D) to (B, H/G, G, N, D); keys and values get an axis of size 1 for G
         split = integers(graph, f"{name}.split", 0, shared, heads // shared, -1, width)
         query = chain.add("Reshape", [query, split], "q", dtype=dtype)
         two = integers(graph, "attention.group_axis", 2)

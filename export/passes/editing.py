@@ -60,7 +60,7 @@ class NodeChain:
 
 
 def replace(graph: ir.Graph, old: ir.Node, made: Sequence[ir.Node], value: ir.Value | None = None) -> None:
-    """Put new nodes in the place of a node with one output; the last one takes its name, and the output's, shape, type.
+    """Replace a node with one output by new ones; the last takes its name, and its output's name, shape and type.
 
     Args:
         value: What takes the place of the node's output; None: the output of the last new node.

@@ -15,7 +15,7 @@ from lucid_deploy.model.description import LayerDescription
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A shorter model whose graph contains every kind of layer that the whole model repeats.
+    """A shorter model with one layer of each kind of the whole model, and a second one of each kind that repeats.
 
     Layers are equal if their descriptions, rotary embeddings and, in transformers' classes, ``like`` are. The first of
     a kind also computes what all layers share (masks, cosines), so the second is the pattern for the others.

@@ -103,7 +103,7 @@ def round_weights(
         bits, positive = quantization.bits_of(name), quantization.has_positive_scales(name)
         rounded = _joined([*HQQ.round(tensor.matrix(weight), tensor, bits, tensor.scale_dtype or dtype, positive)])
         found[name] = RoundedWeight(rounded, tensor, bits)
-        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # unchecked
+        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # without PyTorch's checks
     return found
 
 
@@ -116,7 +116,7 @@ def _joined(parts: list[Rounded]) -> Rounded:
 def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRows, progress: Progress) -> None:
     """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # a text may change as it goes
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # a text's parts may differ
     parameters = [each for weight in weights for each in weight.parameters() if each.requires_grad]
     adam = torch.optim.Adam(parameters, RATE, MOMENTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))

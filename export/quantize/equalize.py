@@ -47,7 +47,7 @@ def equalizing_scales(
     """Return the scales of all layers' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded; of others, only norms and what reads a norm before experts change.
+        quantization: Which weights will be rounded. Others stay, but for norms and what reads a norm before experts.
         dtype: Type of the norms in the artifact.
         text: Calibration rows to run through the layers; None: tokens drawn at random.
     """

@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return the scales nearest to ``scale`` whose quotients of a norm's weight are exact in ``dtype``."""
+    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where that is 0 or not finite."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()

@@ -1,12 +1,12 @@
-"""HQQ: half-quadratic quantization, which fits a zero point, a fraction, to every block, without any text.
+"""HQQ: half-quadratic quantization, which fits a fractional zero point to every block, without calibration text.
 
 An inverse scale s maps a block's range just onto that of q. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
 small, which outliers disturb less than squares: in turn, errors are shrunk so that only outliers remain, and z becomes
 the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
 is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself asks for a GPU or whole
-models of transformers. Only blocks of equal values differ: the package gives those whose range is below 1e-4 the scale
-1, so that they become zeros. Here the offset is the value, and q holds the error of rounding the offset, so that no
-large terms have to cancel where a runtime rounds the inputs of one product and not of the other.
+models of transformers. Only narrow blocks differ: the package gives those whose range is below 1e-4 the scale 1, so
+that they become zeros. Here only blocks of equal values are special: the offset is the value, and q holds the error of
+rounding it, so that no large terms have to cancel where a runtime rounds the inputs of one product only.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
 the graphs have an equivalent form: symmetric q, and a second product, of the sums of x's blocks and the offsets.
@@ -40,7 +40,7 @@ def hqq_matrix(
 
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` with
-        values exact in ``dtype``: the weight is q · scale + offset; q is at least −2^(bits − 1), which packing adds.
+        values exact in ``dtype``: the weight is q · scale + offset; packing adds 2^(bits − 1) to q, so that it is ≥ 0.
     """
     import torch
 
@@ -114,7 +114,7 @@ class Hqq(QuantizationMethod):
         if tensor.offsets:
             packed, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
             yield Rounded(packed, scales, offsets=offsets)
-        else:  # the embedding, which is read by an operator without offsets
+        else:  # weights of 8 bits, and the embedding, whose operator takes no offsets
             yield from NEAREST.round(weight, tensor, bits, dtype, positive)
 
 

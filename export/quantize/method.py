@@ -27,8 +27,8 @@ Progress = Callable[[str, int, int], None]
 class Rounded:
     """Quantized rows of a weight."""
 
-    # bytes (rows, blocks, block_size · bits / 8); two 4-bit numbers in a byte, the first one low, each with
-    # 2^(bits-1) added
+    # bytes (rows, blocks, block_size · bits / 8); 2^(bits-1) is added to each number; of two 4-bit numbers in a byte,
+    # the first is in the lower half
     packed: Array
     scales: Any  # float32 (rows, blocks)
     offsets: Any = None  # float32 (rows, blocks); None: the method has none

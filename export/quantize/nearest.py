@@ -100,7 +100,7 @@ def round_blocks(
 
 
 class Nearest(QuantizationMethod):
-    """The method that ``--method rtn`` chooses: round every value to the nearest one."""
+    """The method that ``--method rtn`` chooses: round every value to the nearest multiple of its block's scale."""
 
     name = "rtn"
 

@@ -22,7 +22,7 @@ from lucid_deploy.export.quantize.nearest import nearest_kernel
 
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
-BEST_HEAD_BITS = 8  # of int4, if no method is named
+BEST_HEAD_BITS = 8  # of lm_head and other weights that gain most from 8 bits, with int4 and no named method
 # First rows of a tied embedding that get 8 bits if it has twice as many: tokenizers number tokens by frequency.
 FREQUENT_ROWS = 16384
 CALIBRATION_TOKENS = 16384

@@ -117,13 +117,13 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
-    # Rows of an embedding are read by an operator without offsets, and 256 values need none.
+    # Rows of an embedding are read by an operator without offsets, and weights of 8 bits need none.
     offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
     if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
     needed = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if needed is None else _dividing(name, width, block, needed)
-    # Scales and offsets take two bits a weight in float32, one in float16; q is chosen for the rounded scales.
+    # In blocks of 32, scales and offsets add 2 bits a weight in float32, 1 in float16; q is chosen for rounded scales.
     kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 

@@ -55,7 +55,7 @@ def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> Quant
 
 
 def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
-    """Return the options for a checkpoint in FP8: the format ``qdq``, and activations as its ``config.json`` says."""
+    """Return the options for a checkpoint in FP8, with the format ``qdq``; refuse options for whole numbers."""
     given = [
         text
         for text, there in (

@@ -19,7 +19,7 @@ from lucid_deploy.cli._process import bound_threads, discard_output, prepare_str
 from lucid_deploy.errors import LucidError, missing_extra, printable
 from lucid_deploy.version import __version__
 
-SIGPIPE = 13  # which Windows does not define
+SIGPIPE = 13  # signal.SIGPIPE, which Python lacks on Windows
 TOO_LITTLE_MEMORY = (
     "There is too little memory for this. Free some, raise the limit (ulimit -v, a container's), or take a smaller "
     "model, prompt or batch; lucid-deploy inspect says what an artifact needs."
@@ -102,7 +102,7 @@ class _Commands(click.Group):
 
 @contextmanager
 def _ending_without_reader() -> Iterator[None]:
-    """Exit as SIGPIPE would once nobody reads the output; Click would exit with 1, which here means a failed check."""
+    """Exit with SIGPIPE's status once nobody reads the output; Click's would be 1, which here means a failed check."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def _expected(error: Exception) -> LucidError | None:
     return None
 
 
-_named = dict.fromkeys(COMMANDS, click.Command(None))  # the names, among which Click looks for one that was meant
+_named = dict.fromkeys(COMMANDS, click.Command(None))  # names only: Click suggests one for a misspelt command
 
 
 @click.group(cls=_Commands, commands=_named, context_settings={"help_option_names": ["-h", "--help"]})

@@ -122,7 +122,7 @@ def _facts(
     facts = {
         "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,
-        "options": json.loads(json.dumps(used)),  # lists for tuples, as the record has them
+        "options": json.loads(json.dumps(used)),  # tuples become lists, as in the record
         "prefill_chunk": chunk,
     }
     if session.rounds:  # then it matters which tokens run together

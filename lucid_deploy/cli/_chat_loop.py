@@ -1,4 +1,4 @@
-"""``lucid-deploy chat``: lines in, answers out, until the input ends."""
+"""``lucid-deploy chat``: answer each text and run each command from stdin, until it ends or ``/exit`` comes."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class ChatSession:
             line = sys.stdin.readline()
             if not self.has_read:  # a file that was made in Windows may begin with a byte order mark
                 line, self.has_read = line.removeprefix("\ufeff"), True
-        except OSError as error:  # not open for reading, a terminal that is gone
+        except OSError as error:  # stdin is not open for reading, or its terminal is gone
             raise LucidError(f"stdin cannot be read: {error.strerror or error}.") from error
         if not line:
             raise EOFError

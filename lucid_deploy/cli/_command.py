@@ -11,7 +11,7 @@ from lucid_deploy.cli._process import check_encoding
 from lucid_deploy.cli._sources import PREFIX, in_capitals, name_variables, origins
 from lucid_deploy.errors import LucidError
 
-_VERBOSE = "lucid_deploy.verbose"  # in click's meta
+_VERBOSE = "lucid_deploy.verbose"  # key in the meta of click's context
 _FLAGS = ("quiet", "verbose", "no_color")
 _EPILOG = "Options can also come from the environment, as in LUCID_DEPLOY_RUN_TOP_K for run --top-k."
 

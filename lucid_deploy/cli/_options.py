@@ -96,7 +96,7 @@ def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
 
 
 class RuntimeName(click.ParamType):
-    """The name of a runtime; packages that add runtimes are searched only for a name that is not one of ours."""
+    """The name of a runtime. Converting one of ours does not search installed packages, which may add others."""
 
     name = "runtime"
 

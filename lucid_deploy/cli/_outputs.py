@@ -74,7 +74,7 @@ def _paths(given: Mapping[str, Any]) -> Iterator[Path]:
     for name, value in given.items():
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, str | Path) and name not in OUTPUTS:
-                with suppress(OSError, ValueError):  # a text that no file can be called by
+                with suppress(OSError, ValueError):  # a text that cannot be a file's name
                     if Path(item).exists():
                         yield Path(item)
 

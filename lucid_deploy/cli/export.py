@@ -190,7 +190,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
 
 
 def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
-    """Measure what quantization costs on text kept from calibration; note why if that fails. None: not measured."""
+    """Measure what quantization costs on the text's held-out rows; note why if that fails. None: not measured."""
     from lucid_deploy.parity.verification import held_out_cost
 
     try:

@@ -175,7 +175,7 @@ def _read_prompt(prompt: str, is_file: bool) -> str:
 
 
 def _generate(generation: Generation, stream: AnswerText | None, numbers: str, json_target: str | None) -> None:
-    """Run the model; write text as it comes, or JSON alone, and a line of timings to stderr."""
+    """Run the model; write text as it comes, timings to stderr, JSON to its target; for the target ``-`` JSON alone."""
     shown = json_target != "-"
     ids: list[int] = []
     text = ""

@@ -29,7 +29,7 @@ ENGINE_OPTIONS = {  # options that only one value of --engine takes
     RAY: ("replicas", "min_replicas", "max_replicas", "replica_cpus", "replica_gpus", "ray_address"),
 }
 RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
-_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # nor options for LOCAL
+_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # of Ray, nor are options for LOCAL
 
 
 def _count(*names: str, low: int = 1, high: int | None = None, default: int | None = None, help: str) -> Decorator:
@@ -214,7 +214,7 @@ def ray_application(args: dict[str, str]) -> Any:
     _check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options.pop("speculate"), options.pop("draft"))
-    # Ray's proxies listen, under any name.
+    # Ray's proxies listen, and answer requests for any host name.
     options |= {"host": "0.0.0.0", "port": 0, "ray_address": None, "log_level": "info"}
     engine, api = _checked_options(options["artifact"], options)
     return application(engine, api, _cluster_options(options, here=False))
