@@ -127,7 +127,7 @@ class CacheOperations(ABC, Generic[Tensor]):
 
 
 def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:
-    """Return each layer's cached tensors before the first token, float32, as :meth:`CacheOperations.layer_arrays`."""
+    """Return, in float32, what :meth:`CacheOperations.layer_arrays` returns of a cache before the first token."""
     return [
         tuple(np.zeros(tensor.batch_shape(batch, 0), dtype=np.float32) for tensor in decoded_layout(layer.cache))
         for layer in layers

@@ -18,7 +18,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 _HOLES = 64  # columns that a cache may have beyond the tokens of its longest row …
-_SHARE = 8  # … or this fraction (1 / 8) of all columns, before it is packed
+_SHARE = 8  # … or, if that is more, this fraction (1 / 8) of all columns, before it is packed
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, i
     """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
     Rejected tokens become padding; columns that all rows reject are cut off if truncating copies nothing. A cache with
-    much padding is packed. If logits were not finite (``is_sound`` False) it always is: 0 times such padding is NaN.
+    much padding is packed, and always one whose logits were not finite (``is_sound`` False): masking gives 0 · ∞ = NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()

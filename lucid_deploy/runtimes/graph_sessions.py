@@ -18,8 +18,8 @@ from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffe
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
-ROWS = "rows."  # begins the names of a shared step's inputs and outputs that are those of the running rows
-_GRAIN = 256  # buffers have a multiple of so many rows …
+ROWS = "rows."  # prefix of the names of those inputs and outputs of a shared step that belong to the running rows
+_GRAIN = 256  # buffers have room for a multiple of so many columns …
 _SPARE = 8  # … and are at least an eighth (1 / 8) longer than what they hold, so that moving stays cheap per token
 
 ArrayLayers: TypeAlias = list[tuple[Array, ...]]
@@ -58,7 +58,7 @@ class ArtifactSession(Session[Tensor]):
         }
 
     def _by_layer(self, present: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Group a graph's outputs after the logits by layer."""
+        """Group by layer the outputs that a graph gives after the logits."""
         rest = iter(present)
         return [tuple(next(rest) for _ in layout) for layout in self.layout]
 
@@ -82,8 +82,8 @@ class BoundStep:
 class _BoundBuffers:
     """Numpy arrays that bound steps read from and write into."""
 
-    layers: ArrayLayers  # (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
-    mask: Array  # int64 (B, M)
+    layers: ArrayLayers  # per layer the buffers of its layout; K, Y and their scales, if any, are (B, KV, M, ·)
+    mask: Array  # int64 (B, M); M columns are the room in the buffers
     length: Array  # int64 (B,)
     adapter_ids: Array  # int64 (B,)
     steps: dict[int, BoundStep]  # by N
@@ -124,7 +124,7 @@ class StaticSession(Session[Any]):
         all N. A row's padding comes after its new tokens; it is never read if the next step's length leaves it out.
 
         Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
+            layers: Per layer the buffers, ``(B, KV, M, ·)``; of a ring ``(B, KV, window, ·)``, of a state ``(B, …)``.
             mask: Int64 ``(B, M)``; 0 at padding. Columns of a row from its length on are masked anyway.
             length: Int64 ``(B,)``, tokens in each row before the new ones.
             adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
@@ -148,7 +148,7 @@ class StaticSession(Session[Any]):
         """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
 
     def run_shared(self, step: BoundStep, input_ids: Array, cache: Cache[Any]) -> tuple[Array, Array]:
-        """Run a step that was bound for it, and in the same run the next tokens of a prompt, int64 ``(1, N)``.
+        """Run a step that was bound with ``shared``, and in the same run the next tokens of a prompt, int64 ``(1, N)``.
 
         Returns:
             The step's logits, float ``(B, 1, vocab)``, and those of the prompt's last token, ``(1, 1, vocab)``, as
@@ -191,7 +191,7 @@ class StaticSession(Session[Any]):
     def _first_tokens(self, cache: Cache[Any], length: int) -> ArrayLayers:
         if self.cuts_freely:
             return cache.layers  # still bound: nothing is copied
-        return [  # a ring's newest rows are always read, so they must be taken out
+        return [  # graphs read a ring up to its end, so rows that are cut off there must be removed
             tuple(first_tokens(t, x, length, cache.mask) if t.sort == "ring" else x for t, x in zip(*pair, strict=True))
             for pair in zip(self.layout, cache.layers, strict=True)
         ]

@@ -18,7 +18,7 @@ from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_M
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
 _RUNTIME = 125 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with a model's graphs, weights aside
-_SCORE_TENSORS = 4  # tensors as large as the scores that exist at once: scores, exponentials, and what is in between
+_SCORE_TENSORS = 4  # tensors of the scores' size that exist at once: scores, exponentials, and what is in between
 _DECODED = 4  # tensors at once: K and Y of a layer in float32, before and after they are multiplied by scales
 
 
@@ -118,7 +118,7 @@ def quantized_size(artifact: Artifact) -> int:
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of weights by type, such as ``float32`` or ``uint4``; what both graphs read counts once."""
+    """Return the bytes of weights by type, such as ``float32`` or ``int4``; what both graphs read counts once."""
     import onnx
 
     sizes: dict[tuple[str, int], tuple[str, int]] = {}
@@ -155,8 +155,8 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return, by what takes them, the bytes that a process needs to decode with onnxruntime.
 
-    Weights count once, since both graphs read one mapping of the file. Small models' weights also count as a packed
-    copy in each graph, and quantized ones as one copy if the library of kernels multiplies by them, else two.
+    Weights count once, since both graphs read one mapping of the file. Packed copies come on top: one of the quantized
+    weights if the library of kernels multiplies by them; else one per graph of a small model's or of quantized weights.
     A growing cache exists twice while a token is computed, a static one once, and one of its layers twice while rows
     move into larger buffers. A cache of another type than the model's is converted to float32 one layer at a time.
     """

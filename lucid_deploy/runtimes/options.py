@@ -12,7 +12,7 @@ from lucid_deploy.processors import allowed_threads
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
 ABLATIONS = ("preconditioner",)
-MOST_THREADS = 1024  # runtimes start any number of threads, until the machine gives way
+MOST_THREADS = 1024  # runtimes would try to start any number, and exhaust the machine
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class RuntimeOptions:
     threads: int | None = None  # threads within an operator; None: see thread_count
     allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings
     provider: str = "cpu"  # onnxruntime's execution provider
-    # With onnxruntime on the CPU, what computes our operators: the library of `plugin build --target onnxruntime`, the
-    # graph's functions, or auto: the library if it has been built.
+    # With onnxruntime on the CPU, what computes our operators: the library (the wheel's, or else that of `plugin build
+    # --target onnxruntime`), the graph's functions, or auto: the library if there is one.
     kernels: str = "auto"
     ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out
     adapter: str | None = None  # name of the adapter for rows that choose none; None: no adapter

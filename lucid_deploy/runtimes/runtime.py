@@ -67,7 +67,7 @@ class Runtime(ABC):
         return True
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
-        """Return the layers of a session's model, to run them one by one; only called with ``reads_layers``."""
+        """Return the layers of a session's model, to run them one by one; only called if ``reads_layers``."""
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
 
     def check_installed(self, options: RuntimeOptions) -> None:

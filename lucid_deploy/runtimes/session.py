@@ -51,7 +51,7 @@ class NewTokens:
     def after(
         input_ids: Array, past: int = 0, mask: Array | None = None, adapter_ids: Array | None = None
     ) -> NewTokens:
-        """Number new tokens, ``(B, N)``, after ``past`` (P) cached columns; mask ``(B, P + N)``, None: no padding."""
+        """Give tokens ``(B, N)`` positions after ``past`` (P) cached columns; mask ``(B, P + N)``, None: no padding."""
         batch, n = input_ids.shape
         full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
@@ -225,8 +225,7 @@ class Session(CacheOperations[Tensor]):
             progress: Called after each chunk with (tokens done, tokens in all).
 
         Returns:
-            Logits of each row's last token that is not padding, float ``(B, 1, vocab)``; in chunks of right-padded rows
-            those of the last chunk that holds a token of the row.
+            Logits of each row's last token that is not padding, float ``(B, 1, vocab)``.
         """
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]

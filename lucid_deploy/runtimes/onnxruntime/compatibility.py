@@ -13,8 +13,8 @@ from lucid_deploy.errors import LucidError
 # The Attention of 1.23.0 pairs grouped heads wrongly: logits are off by their own size. Older ones lack opset 23.
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
-_FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
-_MULTIPLIES = ("avx512", "avx2")  # kernels that were timed against onnxruntime's, see docs/performance.md
+_FLOAT8 = (1, 24)  # the oldest version tried whose Python API returns FP8 tensors to NumPy; 1.23.2 was not tried
+_MULTIPLIES = ("avx512", "avx2")  # kernels whose products by float weights were timed, see docs/performance.md
 
 
 def has_tensor_scatter() -> bool:
@@ -76,7 +76,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether the library multiplies by float weights: its kernels that were faster than onnxruntime do."""
+    """Return whether the library multiplies by float weights: only its kernels that were faster than onnxruntime do."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES

@@ -96,7 +96,8 @@ class OrtSession(ArtifactSession[Any]):
     @property
     def cuts_matter(self) -> bool:
         # The library sums for a token in one order, however many tokens run. Exceptions are rings, which begin at any
-        # token, and head widths at which onnxruntime's cosine ends with an incomplete vector.
+        # token, states, which are computed in chunks, and head widths at which onnxruntime's cosine ends with an
+        # incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
         exact = self.dtype == self.cache_dtype == "float32"
         return self.rounds and not (self._sums_alike and whole and exact)
@@ -248,8 +249,8 @@ class OrtSession(ArtifactSession[Any]):
     def prepare_several(self) -> None:
         """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
 
-        Of weights that onnxruntime multiplies by, this graph has another packed copy: of all in a small model, and of
-        quantized ones. If the library multiplies by quantized weights, all graphs share its packed copy.
+        Weights that onnxruntime packs (all of a small model, else the quantized ones) are packed again for this graph.
+        If the library multiplies by quantized weights, all graphs share its packed copy of those.
         """
         super().prepare_several()
         if VERIFY not in self._graphs:
@@ -310,7 +311,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy()  # not copied: that took an eighth of a step of 16 rows
-        bound.bind_output("logits")  # leaves them to the array: a server has a binding for each size of a step
+        bound.bind_output("logits")  # now only the array keeps them: a server has a binding for each size of a step
         binding.copy_back()
         return logits
 

@@ -26,7 +26,7 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO with telemetry disabled; if the program has imported it before, nothing changes."""
+    """Import OpenVINO, with telemetry disabled unless the program has imported it or its telemetry package before."""
     hidden = not {"openvino", _TELEMETRY} & sys.modules.keys()
     if hidden:
         sys.modules[_TELEMETRY] = cast(ModuleType, None)  # as if it were not installed: OpenVINO then uses a stub

@@ -47,7 +47,7 @@ class OpenVinoSession(ArtifactSession[Array]):
 class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     """As :class:`OpenVinoSession`, for an artifact exported with ``--cache static --opset 23``.
 
-    OpenVINO writes buffers of its own, from which new rows are copied into the caller's.
+    OpenVINO writes to separate output arrays, from which new rows are copied into the caller's buffers.
     """
 
     def bind_arrays(

@@ -262,7 +262,7 @@ def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bo
         operator, beside = _WITH_OFFSETS[product.op_type]
         if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != beside:
             continue
-        if product.input[1:-2] != share.input[1:-1]:  # the experts, if any: between X and W, and sums and offsets
+        if product.input[1:-2] != share.input[1:-1]:  # both products must choose the same experts, if any
             continue
         offsets, scales = tensors.get(share.input[-1]), tensors.get(product.input[-1])
         sums = makers.get(share.input[0])

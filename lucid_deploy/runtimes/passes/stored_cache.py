@@ -54,8 +54,8 @@ class _StoredTensor:
 def read_as_stored(model: onnx.ModelProto, path: Path) -> None:
     """Put operators that read the stored cache in the place of ``DecodeAttention`` and the conversions before it.
 
-    Requires: a decode graph whose cache has another type than the model; ``path`` is its file, named in errors.
-    Result: every ``DecodeAttention`` is changed. The new operators compute the same, but do not first round values of
+    Requires: a decode or verify graph whose cache has another type than the model; ``path``: its file, for errors.
+    Result: every ``DecodeAttention`` is changed. The new operators compute the same, but do not first round K and Y of
     an int8 cache, or K of an fp8 cache, to the model's type. Conversions that something else reads stay.
     """
     graph = model.graph

@@ -15,8 +15,8 @@ _KNOWN = {
     "tensorrt": ("tensorrt", "trt", "TensorRT"),
 }
 BACKENDS = tuple(_KNOWN)
-# The oldest that have what graphs need: TensorRT's parser has the operator Attention from 10.14; TensorRT-RTX 1.7 is
-# the oldest that built an engine here.
+# The oldest versions that have what graphs need: TensorRT's parser has the operator Attention from 10.14; TensorRT-RTX
+# 1.7 is the oldest with which an engine of ours was built.
 LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
 _TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 

@@ -63,9 +63,9 @@ class BuildOptions:
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
-    capabilities: tuple[str, ...] = ()  # compute capabilities to build for, such as 8.6; (): all that it supports
+    capabilities: tuple[str, ...] = ()  # compute capabilities, such as 8.6; (): all, or this GPU's if building uses it
     weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
-    plugin: Path | None = None  # the plugin library; None: the wheel's, else that of `lucid-deploy plugin build`
+    plugin: Path | None = None  # the plugin library; None: see find_or_build
     overwrite: bool = False  # whether engines that are there may be replaced
     speculate: bool = False  # whether to build a third engine, which verifies drafts
 

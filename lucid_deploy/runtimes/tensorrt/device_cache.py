@@ -115,7 +115,7 @@ class DeviceCaches:
         return self.moved(layout, tensor, batch, tokens, tokens)
 
     def moved(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
-        """Return a copy with another pitch; the room after each head's tokens is zero."""
+        """Return a copy with another pitch; the room after each head's tokens is filled with zeros."""
         moved = self.new(layout, batch, pitch)
         if not layout.has_tokens:
             size = batch * layout.size(pitch)

@@ -8,7 +8,7 @@ from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import MOST, Limits
 
-DEFAULT_BATCH = 4  # verify runs two rows at once
+DEFAULT_BATCH = 4  # rows; `lucid-deploy verify` runs two at once
 DEFAULT_CHUNK = 2048  # tokens
 DRAFTED = 8  # tokens per row that the verifying engine is optimized for
 _MOST_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT

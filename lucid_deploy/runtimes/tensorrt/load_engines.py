@@ -48,7 +48,7 @@ class JitCache:
             log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write the file, atomically, if kernels were compiled since. If that fails, the next start is slower."""
+        """Write the file, atomically, unless it has all compiled kernels. If that fails, the next start is slower."""
         if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:
@@ -81,7 +81,7 @@ def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool 
 
 
 def _backend(artifact: Artifact) -> Backend:
-    """Import the backend for which the artifact has engines; if it has none, or both, an installed backend."""
+    """Import the backend for which the artifact has engines; if it has none, or some for both, an installed one."""
     built = [name for name in BACKENDS if (engine_directory(artifact, name) / MANIFEST).is_file()]
     return load_backend(built[0] if len(built) == 1 else None)
 

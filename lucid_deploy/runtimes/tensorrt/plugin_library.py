@@ -12,7 +12,7 @@ from lucid_deploy.files import temporary_sibling
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-_SECONDS = 1.5  # that one core takes to compile a kernel, measured on two cores of 2023
+_SECONDS = 1.5  # that one core takes to compile a kernel, measured on a processor of 2023
 
 
 def user_library() -> Path:

@@ -93,7 +93,7 @@ class TorchSession(Session[torch.Tensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        return True  # cutting a tensor makes a view
+        return True  # cutting rows makes a view; only rings, of a window's length, are copied
 
     @property
     def gives_all_logits(self) -> bool:
