@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Python compiles what it imports, so pip need not compile all of every package: half of the installation's time.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 DEMO := demo-artifact
-COMPAT := tests/compat tests/docs tests/examples tests/serving/test_ray_cluster.py # collecting all tests takes 20 s a process
+# Collecting all tests takes 20 s a process. What takes longest comes first, so that all processes end together.
+COMPAT := tests/compat/test_wheel.py tests/serving/test_ray_cluster.py tests/compat tests/docs tests/examples
 WORKERS ?= $(shell echo $$(( $$( (nproc || getconf _NPROCESSORS_ONLN) 2>/dev/null ) + 1 ))) # one more than cores: some tests wait
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has

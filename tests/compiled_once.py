@@ -3,7 +3,8 @@
 The library of CPU kernels takes it a minute, that of TensorRT's plugins 5 seconds, and a page of the docs, the tests of
 a wheel, of the commands and of the kernels build them, each in its own way: often one source of five is another. The
 same compiler, options and source behind the preprocessor give the same object. What is linked of them is linked each
-time. It compiles with -O1 what asks for -O3, in half the time; ``make test-compat`` builds a wheel with -O3.
+time. It compiles with -O1 what asks for -O3, in half the time, but for a wheel's library, which links the C++ runtime
+statically and is compiled as it is shipped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import fcntl, hashlib, os, shutil, subprocess, sys
 real, kept, arguments = {real!r}, {kept!r}, sys.argv[1:]
 sources = [one for one in arguments if one.endswith(".cpp")]
 links, compiles = "-shared" in arguments, "-c" in arguments and len(sources) == 1
-if "-o" not in arguments or not sources or not (links or compiles):
+is_whole = "-o" in arguments and sources and (links or compiles)
+if not is_whole or "-static-libstdc++" in arguments:  # for a wheel: compiled as users get it
     os.execv(real, [real, *arguments])
 at = arguments.index("-o")
 options = [one for one in arguments[:at] + arguments[at + 2 :] if one not in ("-c", "-shared", *sources)]
