@@ -1,8 +1,8 @@
 """The table of our operators: domain, version, names, inputs, outputs, attributes and types.
 
-All code that names an operator reads the name here: ONNX schemas and nodes, PyTorch's custom operators, graph passes,
-engines, and C++ through ``hosts/operators_header.py``. The module imports no other module of ours, so that it is
-cheap to import.
+ONNX schemas and nodes, PyTorch's custom operators, graph passes, engines and, by way of ``hosts/operators_header.py``,
+C++ read names here; only the functions in ``onnx_body.py`` repeat their operators' names. The module imports no other
+module of ours, so that it is cheap to import.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ QUANTIZED_EXPERT_MATMUL = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of two products by experts and a sum.
+# Never in an artifact: onnxruntime sessions with our CPU kernels replace two products by experts and their sum by it.
 QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     name="QuantizedExpertMatMulOffsets",
     text="QuantizedExpertMatMul by matrices with an offset per block.",
@@ -201,8 +201,8 @@ QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: runtimes put these into graphs when they load or build them, to read the cache in the type in
-# which it is stored.
+# This and the next two are never in an artifact: when runtimes load a graph or build an engine, they put them in place
+# of DecodeAttention, to read the cache in the type in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
     text="DecodeAttention over a cache stored in float16.",
@@ -244,7 +244,7 @@ DECODE_ATTENTION_FLOAT8 = Operator(
     types=("float16", "bfloat16"),
     attributes=(EPSILON, DIAGONAL),
 )
-# Never in an artifact: a graph pass replaces it by the standard TensorScatter.
+# Never in an artifact: a graph pass replaces it by TensorScatter or, in older opsets, ScatterElements.
 SCATTER_ROW = Operator(
     name="ScatterRow",
     text="Replace one or more rows per batch row of a cache buffer.",
@@ -271,7 +271,7 @@ DECODE_ATTENTION_GROWING = Operator(
     types=("float32", "float16"),
     attributes=(EPSILON, DIAGONAL),
 )
-# Never in an artifact: the same sessions put it in place of ONNX's Attention where it decodes.
+# Never in an artifact: the same sessions put it in place of ONNX's Attention in graphs that decode one token.
 CACHED_ATTENTION = Operator(
     name="CachedAttention",
     text="Standard attention of one new token over rows of keys and values, its own among them.",
@@ -285,7 +285,7 @@ CACHED_ATTENTION = Operator(
     types=("float32", "float16"),
 )
 _X = Tensor("X", "[…, rows, depth]", "any rows")
-# Never in an artifact, and not specific to LUCID: the same sessions put these in place of MatMul and MatMulNBits.
+# Never in an artifact: the next seven, not specific to LUCID, replace MatMul, Gemm, MatMulNBits in the same sessions.
 WEIGHT_MATMUL = Operator(
     name="WeightMatMul",
     text="X · W for a few rows of X; W is read once, and no copy of it is made.",
@@ -341,7 +341,7 @@ QUANTIZED_MATMUL_OFFSETS = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
-# The same sessions put it in place of two Gather, two MatMul and an Add, for a few rows.
+# Never in an artifact: these sessions put it in place of two Gather, two MatMul and an Add, in graphs that decode.
 ADAPTER_MATMUL = Operator(
     name="AdapterMatMul",
     text="Y + X · A · B with the A and B that each batch row chooses; 0 chooses none.",

@@ -139,7 +139,7 @@ def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int
 def _waves(
     session: Session[Any], groups: Sequence[Sequence[Ids]], tails: Sequence[Sequence[int]], batch: int, room: int = 0
 ) -> Iterator[Wave]:
-    """Run the tokens that each group shares, and yield the others in waves that leave ``room`` for new tokens."""
+    """Run the tokens that each group shares, and yield the remaining ones in waves with ``room`` for new tokens."""
     if batch < 1:
         raise LucidError(f"A batch must hold at least one row, not {batch}.")
     batch = min(batch, session.batch_limit or batch)

@@ -42,7 +42,7 @@ class HarnessOptions:
     batch: int = 8
     truncate: str | None = None  # how to cut prompts that are too long; None: refuse them
     output: Path | None = None  # a directory for results and answers
-    answers: Path | None = None  # a file of answers that are not computed again; None: no file
+    answers: Path | None = None  # a file that keeps answers, so that they are not computed again; None: no file
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def ask(
     file: str,
     progress: Callable[[str, int, int], None],
 ) -> list[TaskResult]:
-    """Run tasks on an artifact; keep its answers in ``options.output`` if given, a file ``{file}-*.db`` by settings."""
+    """Run tasks on an artifact; keep answers in ``options.output``, if given: a ``.db`` file per set of settings."""
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     if options.output is not None:

@@ -1,9 +1,9 @@
 """Find where an error starts, and name a likely cause.
 
 The error starts in the first part of the model whose own error is beyond its gate. For that part, we compute the tensor
-that each known mistake would give, and name the mistake whose tensor is nearest to the artifact's if it is close. Only
-the first ``TOKENS`` tokens are looked at, which keeps dense matrices small. Later tokens do not change their rows: L is
-triangular, so its leading block is the L of the leading tokens.
+that each known mistake would give, and name the mistake whose tensor is nearest to the artifact's if it is close. This
+uses only the first ``TOKENS`` tokens, which keeps dense matrices small. Later tokens do not change the rows of these: L
+is triangular, so its leading block is the L of the leading tokens.
 
 Shapes: KV key/value heads, P cached tokens, n new tokens, T = P + n, D head width.
 """
@@ -36,9 +36,9 @@ from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = 512  # only so many first tokens of a sequence are examined: a head's dense matrices are 2 MiB each then
+TOKENS = 512  # causes are looked for in this many first tokens: a head's float64 matrix is 2 MiB then
 FITS = 0.25  # a guess explains an error if it leaves at most this share of it
-CONFINED = 0.95  # share of an error's energy that must lie in one place to speak of it
+CONFINED = 0.95  # a hint names a head, or one or two features, in which at least this share of an error's energy lies
 LARGE = 0.3  # relative error beyond which a tensor looks like another layer's
 LOW_E = "E (the exponentials) is in {}; it must be float32."
 WORDS = {UNIT: "1", TRAINING: "training's"}
@@ -124,7 +124,7 @@ def explain(
 ) -> Explanation:
     """Find the layer and the part in which the error of the candidate's ``layers`` starts, in the targets' scenarios.
 
-    If targets fail in the same part, the hint is about the first of them. Models are opened one after the other.
+    The hint is about the target that fails in the earliest part, or the first of several. Models are opened in turn.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -293,7 +293,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
         return _confined(actual, wanted, weights)
     e = evidence.kernel()
     exact = evidence.solve(e)
-    if _distance(exact, wanted) > (1 - FITS) * _distance(actual, wanted):  # Y fits the candidate's own K and V
+    if _distance(exact, wanted) > (1 - FITS) * _distance(actual, wanted):  # most of Y's error comes from V
         return _confined(actual, wanted, weights)
     own = np.isin(np.arange(e.shape[-1]), [] if evidence.decode else evidence.positions)
     gain = math.exp(-math.sqrt(config.head_dim))
@@ -315,7 +315,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
             text = f"The diagonal of L is {WORDS[other]}; this artifact's is {WORDS[evidence.diagonal]}."
             guesses.append((text, evidence.solve(e, evidence.diagonal_of(other))))
     row = int(np.argmin(evidence.positions))
-    if evidence.positions[row] == 0 and evidence.diagonal == UNIT:  # c · y_0 = v_0
+    if evidence.positions[row] == 0 and evidence.diagonal == UNIT:  # c · y_0 = v_0, c being the diagonal
         y, v = actual[:, row], evidence.values[:, row]
         diagonal = float(np.vdot(v, v) / np.vdot(y, v))
         if np.isfinite(diagonal) and diagonal != 0:

@@ -20,7 +20,7 @@ from lucid_deploy.runtimes.session import Session
 def check(candidate: Source, targets: Targets, *, progress: Progress | None = None) -> Verification:
     """Run a session over every token sequence, fed in every way; compare what it computes with the targets.
 
-    A failed gate is part of the result, not an exception.
+    A failed gate is part of the result, not an exception; a result of the wrong shape raises CheckFailed.
 
     Raises:
         ValueError: The session computes, or caches, in another type than the targets are for.

@@ -14,9 +14,9 @@ few different tokens (the greedy one, short ones, one repeated token; in a quick
 
 **Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for the size factors
 of :mod:`.rounded_cache`, at most 1 for Y, whose scale is the largest row so far. Where the gate is at least that, zeros
-would pass, hence anything smaller than the reference would: the position is *blind*. If every position is blind, only
-values that are larger than the reference or not finite can fail; unless one does, the comparison is **not judged**,
-which is not the same as passed.
+would pass, and so would the reference times any factor from 0 to 1: the position is *blind*. If every position is
+blind, only values that are farther from the reference than zeros, or not finite, can fail; unless one does, the
+comparison is **not judged**, which is not the same as passed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Golden files: what other code, such as that which trained a model, computed for some tokens, as safetensors.
+"""Golden files: what other code, such as a model's training code, computed for some tokens, as safetensors.
 
 ``docs/verification.md`` has the format. A file is read and checked against the model before anything is run. Its
 numbers carry rounding of their own, which :func:`add_golden` adds to the gates.
@@ -55,7 +55,7 @@ class Golden:
         return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
-        """Return two scenarios for each row of tokens: a prompt with decode steps, and a prompt of one token.
+        """Return two scenarios a row (one if it has 2 tokens): a prompt with decode steps, and a prompt of one token.
 
         The first is fed by every schedule but "in turns", and its logits are compared from the prompt's last token on.
         The second is fed one-shot only, and all its logits are compared. Rows are cut to :meth:`tokens_used`.
@@ -96,7 +96,7 @@ def row_name(row: int) -> str:
 def open_golden(
     path: str | Path | None, config: LucidConfig, layers: tuple[LayerDescription, ...], artifact: Artifact | None
 ) -> Golden | None:
-    """Read a golden file, unless ``path`` is None; raise LucidError if the artifact is quantized: it would differ."""
+    """Read the golden file at ``path``, if any; raise LucidError for a quantized artifact, which differs from it."""
     if path is None:
         return None
     if artifact is not None and artifact.manifest.quantization is not None:

@@ -97,7 +97,7 @@ def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -
 def kl_divergence(actual: Array, reference: Array) -> Array:
     """Return the KL divergence ``Σ p·(log p − log q)`` in nats over the last axis, in float64.
 
-    p is the softmax of the reference, q of the actual logits. Never below zero, though rounding alone may give −1e-17.
+    p is the softmax of the reference, q of the actual logits. Clipped at zero, since rounding alone may give −1e-17.
     """
     log_q, log_p = log_softmax(actual), log_softmax(reference)
     with np.errstate(invalid="ignore"):

@@ -1,7 +1,7 @@
-"""The PyTorch model in float64, with weights that are cast only while they are used.
+"""The PyTorch model in float64; the weights of linear layers and embeddings are cast only while they are used.
 
 This saves memory: 1.1 billion parameters in float64 take 8.8 GB. A reference runs few calls of many tokens, so casting
-costs little beside the products. Weights stay in their memory-mapped safetensors files.
+costs little beside the products. These weights stay in their memory-mapped files.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.model.parts import Head
 
 Load = Callable[[str], Tensor]  # from a parameter's name to its value, of any float type
-ELEMENTS = 1 << 23  # of a weight that are cast at a time: 64 MiB
+ELEMENTS = 1 << 23  # most elements of a weight that are cast at a time: 64 MiB in float64
 
 
 def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
-    """Return a model that computes in float64, without keeping its large weights in memory.
+    """Return a model that computes in float64, without keeping the weights of linear layers and embeddings.
 
-    ``load`` returns a parameter by name, also ``lm_head.weight`` of a tied model: large ones at each use, others once.
+    ``load`` returns a parameter by name, also a tied ``lm_head.weight``. Those layers call it at each run, others once.
     """
 
     def load_as_stored(name: str) -> Tensor:
@@ -42,7 +42,7 @@ def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wanted)
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-        if parameter.is_meta and parameter.numel():  # of norms and of layers themselves: small
+        if parameter.is_meta and parameter.numel():  # all others: small, except experts' and subclasses' weights
             parent, _, child = name.rpartition(".")
             value = load(name).double()
             setattr(

@@ -31,7 +31,7 @@ class Workload:
 
     @property
     def has_all_sequences(self) -> bool:
-        """Whether all synthetic sequences are run, each in its whole length."""
+        """Whether all synthetic sequences are run, with prompts of at least the default length."""
         return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
 
     def with_all_steps(self) -> Workload:
@@ -61,7 +61,7 @@ class Workload:
 FULL = Workload()
 
 # Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
-# as in a full run, so that they cross the same blocks. Left out is what takes many small calls.
+# as in a full run, so that they cross the same blocks. Schedules of many small calls are left out.
 QUICK = Workload(
     steps=8,
     schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),

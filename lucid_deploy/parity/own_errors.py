@@ -109,7 +109,7 @@ def calls(scenario: Scenario) -> int:
 
 
 def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple[str, int, Array, LayerStates]]:
-    """Run every layer on the reference's inputs, in every way that tokens are fed.
+    """Run every layer on the reference's inputs: in one prefill, after a past, padded, and in decode steps.
 
     Yields:
         Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), layers' results.

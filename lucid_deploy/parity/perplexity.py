@@ -26,7 +26,7 @@ class TextCost:
     original: float  # the perplexity of the model that it was made from
     kl: float  # mean KL divergence from that model, nats a token
     same: float  # share of positions at which both models find the same token most likely
-    error: float  # standard error of ln(own / original), about that of the ratio: what another text may change
+    error: float  # standard error of ln(own / original), about that of the ratio: how much another text may change it
 
     @property
     def change(self) -> str:
@@ -64,7 +64,7 @@ def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> A
     found = [np.zeros(0)]
     for ids in pieces:
         start = 0
-        for logits in score(ids[:-1]):  # the last token predicts nothing that is there
+        for logits in score(ids[:-1]):  # what follows the last token is not known
             next_ids = ids[start + 1 : start + 1 + len(logits)]
             found.append(_surprise(logits, next_ids))
             start += len(logits)
@@ -73,7 +73,7 @@ def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> A
 
 
 def _surprise(logits: Array, next_ids: Array) -> Array:
-    """Return ``−log p`` of tokens ``(n,)`` by the logits before them ``(n, vocab)``."""
+    """Return ``−log p`` of tokens ``(n,)``, given the logits ``(n, vocab)`` of the tokens before them."""
     return -log_softmax(logits)[np.arange(len(next_ids)), next_ids]
 
 

@@ -220,7 +220,7 @@ def _feed(
 
 
 def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int) -> Array:
-    """Run drafts ``(B, n)``, then a number of wrong tokens; take these back and return the logits of the drafts."""
+    """Run drafts ``(B, n)`` with ``wrong`` wrong tokens after them; take these back and return the drafts' logits."""
     rows, right = drafts.shape
     others = (drafts[:, -1:] + np.arange(1, wrong + 1)) % session.config.vocab_size
     logits = session.decode_several(np.concatenate([drafts, others], axis=1), cache)

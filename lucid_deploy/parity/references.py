@@ -1,7 +1,7 @@
 """Open the PyTorch models that a session is compared with: reference, baseline, the checkpoint before quantization.
 
-The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. If the
-cache rounds, a second float64 model is opened. It keeps all weights in float64, because it also runs token by token.
+The float64 reference casts the weights of linear layers while it uses them, which saves memory. If the cache rounds, a
+second float64 model is opened. It keeps all weights in float64, because it also runs token by token.
 
 A quantized artifact is compared with the model on the artifact's dequantized weights. With --text it is also compared
 with the model on the checkpoint's weights.

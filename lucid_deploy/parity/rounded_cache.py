@@ -10,15 +10,15 @@ type. Both round nearly the same values, so nearly all codes are equal. The size
 reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
 wrote have a size each, since different graphs encode them. A wrong scale changes the size; errors of random sign do
 not. The gate is ``FACTOR`` times the largest of: the baseline's own deviation from 1; its relative error over the root
-of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the effect of
-one code of the largest magnitude. Rows count only if zeros would fail there (:mod:`.gate`); if none is left, the size
-is not judged. A state is kept in floating point, without scales, and has no size to judge.
+of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the change
+if the largest element is off by one code. Rows count only if zeros would fail there (:mod:`.gate`); if none is left,
+the size is not judged. A state is kept in floating point, without scales, and has no size to judge.
 
 **Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
 size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models continue from
-the same stored rows, those of the float64 run that rounds its cache. Nothing rounds between these rows and the
-logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which
-are known only after the last tokens (:data:`~lucid_deploy.parity.record.STATES`).
+the same stored rows, those of the float64 run that rounds its cache. The cache rounds nothing between these rows
+and the logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run,
+recorded only after each of the last few tokens (:data:`~lucid_deploy.parity.record.STATES`).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Compare size factors of K and Y with 1; the position of a failure is the first row that counts, for all rows."""
+    """Compare size factors of K and Y with 1; a failure concerns all rows that count, and its position is the first."""
     found = []
     for part in _written_by(scenario, schedule):
         for tensor, size in gates[part].items():

@@ -14,8 +14,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
 
-# Prompt and steps cross the block sizes 128 and 256 and end inside a block: 256 is crossed by the steps after this
-# prompt, and by prefills where the tokens before the last FEW_STEPS are fed with it.
+# Prompt and steps cross the block sizes 128 and 256 and end inside a block. 256 is crossed by decode steps or, where a
+# schedule decodes only the last FEW_STEPS tokens, by the prefill of the tokens before these.
 PROMPT_TOKENS = 250
 DECODE_STEPS = 32
 # Tokens decoded at the end of most schedules; all are decoded "by token" and, in the greedy scenario, one-shot. That is
@@ -29,7 +29,7 @@ MIN_PROMPT = 8  # when the context is short, decode steps give way before the pr
 # most of the way to 256, sevens across it, then what is left, at most 129 (5 tokens of a default prompt).
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
-# and after 256; a prefill of a whole block and one more between them.
+# and after 256; the prefill before the last decoding has a whole block of tokens and one more.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
 EVERY = sys.maxsize  # all tokens that there are
 
@@ -195,7 +195,7 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
     """Return the numbers of prompt tokens and decode steps that fit, with padding, a context of ``limit`` tokens.
 
-    If the context is too short, there are fewer steps, and then fewer prompt tokens; too short for any: LucidError.
+    A short context cuts the prompt to MIN_PROMPT, then the steps to 1, then the prompt; LucidError if two do not fit.
     """
     if steps < 1:
         raise LucidError(f"Verification needs at least one decode step, not {steps}.")

@@ -63,7 +63,7 @@ def _content(path: Path) -> Any:
 
         try:
             content = Tokenizer.from_buffer(content).to_str().encode()
-        except Exception:  # noqa: BLE001 (the library has no class of its own for it)
+        except Exception:  # noqa: BLE001 (tokenizers raises plain exceptions)
             return content
     if path.suffix != ".json":
         return content

@@ -192,7 +192,7 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
     """Say where a symmetrically quantized value is not the nearest to the original, or a scale is wrong; else None."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
-    numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
+    numbers = numbers.astype(np.int16)  # the magnitude of -128 does not fit in int8
     high, positive = (1 << (record.bits_of(name) - 1)) - 1, record.has_positive_scales(name)
     top = high if positive else high + 1  # the whole number that a block's largest magnitude is scaled to
     relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
@@ -208,7 +208,7 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
         )
     steps = spread(np.abs(factors), tensor)
     error = np.abs(numbers * spread(factors, tensor) - original)
-    clipped = (numbers == high) & (top > high)  # perhaps high + 1 steps, which has no code
+    clipped = (numbers == high) & (top > high)  # the original may be high + 1 steps, for which there is no code
     rounding = (np.abs(numbers) + clipped) * (relative * steps + least)
     allowed = np.where(clipped, 1.0, 0.5 + _SLACK) * steps + rounding + least
     return _beyond(error, allowed, steps)

@@ -147,7 +147,7 @@ def prepare(
     more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
-    """Run baseline and reference through all scenarios; return the targets: their results, and gates.
+    """Run baseline and reference through all scenarios; return the targets: the reference's results, and gates.
 
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.

@@ -83,7 +83,7 @@ def _table(title: str, words_first: Sequence[str], numbers: Sequence[str], last:
 def _worst_table(found: Verification) -> Table:
     title = f"{found.label}, {found.dtype}, against PyTorch in float64: worst case of each tensor"
     table = _table(title, ["layer"], ["max abs", "error", "gate", "of gate", "at"], "token sequence, how it was fed")
-    layers = max(item.tensor.layer for item in found.against())  # the logits have the number of layers as theirs
+    layers = max(item.tensor.layer for item in found.against())  # the logits count as one layer more
     rows: dict[str, Comparison] = {}
     for tensor, item in found.worst_by_tensor().items():
         label = str(tensor) if tensor.is_logits else band_label(tensor.layer, layers, tensor.word)

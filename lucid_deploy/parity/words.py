@@ -132,7 +132,7 @@ def _success(found: Verification) -> str:
 
 
 def _about_rounding(found: Verification) -> str:
-    """Say how wide gates are because a rounded cache or inputs were asked for, and what was shown all the same."""
+    """Say how wide a rounded cache or rounded inputs made the gates, and which export options make them narrow."""
     remedies, after = _remedies(found), "After"
     doubts = list(_doubts(found)) if found.rounded_inputs else _wide_logits(found) if found.rounded_cache else []
     if not doubts:

@@ -1,7 +1,7 @@
 // Arguments of causal attention on the CPU.
 //
 // B batch, H key/value heads, G query heads per key/value head, N new tokens, P past, T = P + N, D head width.
-// Tensors are contiguous; T is float or Half.
+// Tensors are contiguous; the type T is float or Half.
 #pragma once
 
 #include "shared/cpu_types.h"

@@ -28,5 +28,5 @@ def visible_tokens(new: int, total: int, mask: Tensor | None, device: torch.devi
     age = position[total - new :, None] - position  # (N, T)
     if mask is None:
         return age >= 0
-    seen = torch.logical_and(age >= 0, mask[:, None, None, :])  # `&` has no translation: that costs a second trace
+    seen = torch.logical_and(age >= 0, mask[:, None, None, :])  # torch.onnx cannot translate `&` and would trace again
     return torch.logical_or(seen, age == 0)  # (B, 1, N, T)

@@ -1,6 +1,6 @@
 // Arguments of decode attention on the CPU.
 //
-// B batch, H key/value heads, G query heads per key/value head, N new tokens, P past, T = P + N, D head width.
+// B batch, H key/value heads, G query heads per key/value head, N new tokens, P past, D head width.
 // Tensors are contiguous; T is float or Half.
 #pragma once
 

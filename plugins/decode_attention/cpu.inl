@@ -1,5 +1,5 @@
-// Attention of a few new tokens: joins the peaks, totals and sums of the cache's chunks, head by head. Then it solves the
-// triangle of the new tokens row by row, and adds the new tokens to the softmax of each query.
+// Attention of a few new tokens, head by head, from the peaks, totals and sums of the cache's chunks: first solves the
+// triangle of the new tokens row by row, then joins the chunks and the new tokens in the softmax of each query.
 
 template <class A, class B>
 float dot(const A* a, const B* b, size_t width) {

@@ -16,7 +16,7 @@ struct Decode {
     size_t queries;       // N·G: row t·G + g is query head g of token t; the N new keys follow
     size_t rows;          // N·(G + 1), or without solving N·G
     size_t stride;        // floats that a chunk writes
-    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; nothing after it is read
+    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; later ones are at most copied
     size_t most;          // the largest of these
     size_t dealt;         // tasks per head: all chunks if the cache is copied, else those up to the last token
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
@@ -290,7 +290,7 @@ LUCID_INLINE Vector turn_columns(float* turned, const S* const* keys, size_t wid
     return (squares[0] + squares[1]) + (squares[2] + squares[3]);
 }
 
-// The same, but lanes hold columns: with many rows it pays to transpose the keys once and avoid sums across lanes.
+// As score_rows, but lanes hold columns: with many rows it pays to transpose the keys once and avoid sums across lanes.
 template <class S>
 void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
@@ -329,7 +329,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
-// Copies rows of the cache to the output while they are still cached. The copies are not read before the next step.
+// Copies rows to the grown cache while the processor's caches still hold them. The next step is the first to read them.
 template <class T, class S>
 void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
     if (a.k_present == nullptr) return;

@@ -1,9 +1,9 @@
 // Products of a few query rows with the rows of a cache in its stored type; vector lanes hold elements of the width.
 //
-// With rows in the lanes, as in shared/cpu_products.inl, the few rows of a token would leave most lanes empty. Here a row of
-// the cache is converted once, in registers, and multiplied with all query rows. Sums across lanes are computed for kLanes
-// columns at once, so that lanes of the scores hold columns. If the width is not a multiple of a vector, the last vector of
-// a row overlaps the one before it.
+// With rows in the lanes, as in shared/cpu_products.inl, the few rows of a token would leave most lanes empty. Here a
+// row of the cache is converted in registers and multiplied by up to kGroup query rows. Sums across lanes are computed
+// for kLanes columns at once, so that lanes of the scores hold columns. If the width is not a multiple of a vector, the
+// last vector of a row overlaps the one before it.
 
 constexpr int kTogether = LUCID_ROW_COLUMNS; // columns whose scores are held in registers
 
@@ -32,8 +32,8 @@ LUCID_INLINE Vector join_lanes(Vector a, Vector b, std::index_sequence<I...>) {
 #endif
 }
 
-// Sums N vectors across their lanes: lane i of the result is the sum of vector (i / H) mod N over lanes that differ in
-// the bits H … N·H / 2.
+// Sums N vectors across their lanes: lane i of the result is the sum of vector (i / H) mod N over the lanes
+// that equal i except in the bits H … N·H / 2.
 template <int N, int H = 1>
 LUCID_INLINE Vector join(const Vector* sums) {
     if constexpr (N == 1) {
@@ -47,7 +47,7 @@ LUCID_INLINE Vector join(const Vector* sums) {
     }
 }
 
-// What to prefetch into the L2 cache meanwhile: the elements `ahead` of those of columns `from` … `to`.
+// What a product prefetches into the L2 cache: what lies `ahead` elements after columns `from` to `to` − 1.
 struct Ahead {
     size_t ahead, from, to;
 
@@ -105,7 +105,7 @@ LUCID_INLINE void score_stored(float* scores, size_t stride, float* squares, con
 }
 
 // sums[r][u] += Σ_c weights[r][c] · values[c][u] for R rows and U vectors from vector `first`. As in weigh, the sum over
-// the columns starts at zero.
+// the columns has its own accumulator, which is added at the end.
 template <int R, int U, class S>
 LUCID_INLINE void weigh_stored(float* sums, const float* weights, size_t stride, size_t columns, const S* const* values,
                                const Cut& cut, size_t first, Ahead next) {

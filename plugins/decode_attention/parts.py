@@ -20,7 +20,7 @@ from lucid_deploy.plugins.shared.kernel import (
     split_tf32,
 )
 
-LEAST_TOKENS = tl.constexpr(16)  # fewest tokens of a part: columns of one product that are rows of the next
+LEAST_TOKENS = tl.constexpr(16)  # fewest tokens of a part: columns of the product with K, depth of that with Y
 LOWEST = tl.constexpr(-1e36)  # below the low part of any finite square; sums of it are finite
 SMALLEST = tl.constexpr(2.0**-126)  # smallest normal float32
 REGISTER_COLUMNS = tl.constexpr(64)  # most columns of the queries' low parts that fit into registers
@@ -61,9 +61,9 @@ def load_part_tokens(p_mask, o_n, m_n):
 def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """Load as ``load_columns`` does: ``(parts, tokens, BLOCK)``. Columns in the first half of BLOCK_D need no mask.
 
-    With few tokens, threads would copy tokens of two parts at once into alternating places of shared memory, and reads
-    of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are contiguous. The
-    compiler then assigns threads to parts before tokens, and a part is in shared memory token by token.
+    With few tokens or in float32, threads would copy tokens of two parts at once into alternating places of shared
+    memory, and reads of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are
+    contiguous. The compiler then assigns threads to parts before tokens, and a part is in shared memory token by token.
     """
     o_d = i_first + tl.arange(0, BLOCK)
     m_columns = m_n[:, :, None]
@@ -253,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Add up the four of each 16 columns that a thread holds of a product's factor: ``(parts, LANES, tokens)``."""
+    """Add the four of 16 columns that one thread holds as a product's factor; return ``(parts, LANES, tokens)``."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))

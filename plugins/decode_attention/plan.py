@@ -27,7 +27,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-FEW_ROWS = 8  # rows of a tile with parts, if the head needs no padding: half the rows of a tensor core's product
+FEW_ROWS = 8  # rows of a tile with parts, if the width needs no padding: half the rows of a tensor core's product
 # Largest rows × padded width, in float32 and the half types: larger tiles spill, or are slower than two half as large.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and warps; avoids spills in the loop
@@ -42,7 +42,7 @@ GROUP_TOKENS = 64
 FLOAT32_KEYS, HALF_KEYS = 2048, 8192
 AMPERE_KEYS = 4096  # the same limit on 8.0, for the half types
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
-WIDE_CHUNK = 64  # the same with more than 16 rows of wide heads
+WIDE_CHUNK = 64  # the same for wide heads with more than 16 rows, or with parts in a half type
 MOST_NEW = 16  # most new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
@@ -58,7 +58,7 @@ ADDS_SQUARES = (9, 10)
 # 128 would spill, and without parts it already computes in half of the time that memory needs.
 PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the largest for float32: wider queries do not fit into registers …
-SHARED_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on, heads of exactly this width have half of them in shared memory
+SHARED_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on, heads of exactly this width have the low parts in shared memory
 FLOAT8_PARTS_WIDTH = 128  # the largest for a cache of E4M3, on all of these devices
 FEW_FLOAT32_WIDTH = 128  # the largest for float32 with few rows, whose high and low parts fill one product's rows
 # Columns of float32 multiplied at once in parts, whose squares are summed in registers. More would spill, except with
@@ -73,8 +73,8 @@ FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat
 # Fewest warps for a cache of E4M3 and for narrow loads: with two, converted numbers would spill, as would addresses, of
 # which narrow loads have twice as many.
 CAREFUL_WARPS = 4
-# Most tokens of an E4M3 tile with 16 rows, which is half as large as one of a half type. With parts: the fewest if the
-# head's width is its padded width; other heads of padded width 128 would spill.
+# Tokens of an E4M3 tile with 16 rows: at most this many without parts. With parts, at least this many if the head width
+# is its padded width; for other widths padded to 128 such a tile would spill.
 FLOAT8_TOKENS = 128
 FLOAT8_FEW_TOKENS = 256  # most tokens with few rows
 FLOAT8_UNIT = 8  # an E4M3 cache needs head widths that are multiples of 8; others would enlarge the library
@@ -242,7 +242,7 @@ def _split_kernel(float8: bool) -> str:
 
 def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
     """Return the compile-time constants of a variant of the split kernel."""
-    # With 32 rows four warps share the rows and the columns of a product of 64, and compute it twice if it has 32.
+    # With 32 rows, four warps share a product of 64 columns; they would compute one of 32 columns twice.
     wide = PADDED_WIDTHS[1] if rows == QUERY_ROWS[1] else PADDED_WIDTHS[-1]
     if _has_warp_groups(arch) and dtype != "float32":  # narrower chunks would have twice as many bank conflicts
         wide = PADDED_WIDTHS[2]

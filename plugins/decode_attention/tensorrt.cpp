@@ -20,9 +20,9 @@ using Out = table::DecodeAttention::Out;
 // As in plan.py.
 constexpr int64_t kQueryRows[] = {16, 32, 64};
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kFloat32Numbers = 4096; // rows times padded width at most
+constexpr int64_t kFloat32Numbers = 4096; // most rows times padded width
 constexpr int64_t kHalfNumbers = 8192;
-constexpr int32_t kWarpGroups[] = {9, 10}; // compute capabilities whose tiles have 16 or 64 rows, and twice the numbers
+constexpr int32_t kWarpGroups[] = {9, 10}; // major compute capabilities: tiles of 16 or 64 rows, twice these numbers
 constexpr int64_t kMostNew = 16;
 constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;

@@ -34,7 +34,7 @@ def split(b_float, p_rows):
     float16 parts could overflow, they are tf32.
     """
     if p_rows.dtype.element_ty == tl.bfloat16:
-        b_high = b_float.to(tl.bfloat16)  # rounded: truncated, as in the solve, the state's error is one bit too large
+        b_high = b_float.to(tl.bfloat16)  # rounded: truncation, as in the solve, would cost the state one bit
         b_low = (b_float - b_high.to(tl.float32)).to(tl.bfloat16)
     else:
         b_high, b_low = nearest_tf32(b_float)
@@ -60,8 +60,8 @@ def add_times(b_high, b_low, b_rows, b_acc):
 def add_part(b_high, b_low, b_rows, b_acc, is_first: tl.constexpr):
     """Add as :func:`add_times` does, for one of several chunks of columns; ``is_first`` says that ``b_acc`` is 0.
 
-    In float32 each chunk is summed from 0, since tensor cores truncate every sum they make. For the half types this
-    would cost registers for nothing: they make fewer sums, and the parts' rounding is larger.
+    In float32 each chunk has its own accumulator, since tensor cores truncate every sum they make. For the half types
+    this would cost registers for nothing: they make fewer sums, and the parts' rounding is larger.
     """
     if b_rows.dtype == tl.float32 and not is_first:
         b_acc += add_times(b_high, b_low, b_rows, tl.zeros_like(b_acc))
@@ -164,7 +164,7 @@ def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.con
 def correct_state(b_states, decay, b_r, p_key, o_m, m_rows, width, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
     """Return the transposed state times the decay, plus Rᵀ K, where ``b_r`` is Rᵀ.
 
-    Each product is summed from 0 and then added: tensor cores truncate sums, and in the state such errors add up.
+    Each product has its own accumulator, added at the end: tensor cores truncate sums, and in the state errors add up.
     """
     b_high, b_low = split(b_r, p_key)
     b_next = ()

@@ -99,7 +99,7 @@ LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t 
         if (count != R) {
             multiply_quantized<Bits, HasOffsets, R - 1>(count, columns, o, o_stride, rows, w, scales, offsets, blocks, bytes);
         } else {
-            constexpr int C = R == 2 ? 2 : 1; // one row reads one after the other, as for the product by a transposed weight
+            constexpr int C = R == 2 ? 2 : 1; // 1: the matrix is read row by row, as in cpu_transposed.inl
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
                 multiply_blocks<Bits, R, C, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,

@@ -48,7 +48,7 @@ struct ExpertMatMul : OperatorBase<T> {
     }
 };
 
-// S is the type of scales and offsets; Of is the form's entry in the table of operators.
+// S is the type of scales and offsets; Of is the operator's entry in the table, with or without offsets.
 template <class T, class S, class Of>
 struct QuantizedExpertMatMul : OperatorBase<T> {
     using Table = Of;

@@ -15,7 +15,7 @@ from lucid_deploy.plugins.table import (
     Operator,
 )
 
-HEADER = "operators_generated.h"  # builds write it beside the library
+HEADER = "operators_generated.h"  # builds write it into the temporary folder in which they compile
 
 
 def header_text() -> str:

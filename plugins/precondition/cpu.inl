@@ -3,14 +3,14 @@
 // Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, whose tasks
 // have started. So some thread can always go on, in whatever order the pool starts them.
 //
-// Tiles begin at multiples of kRows of the whole context: Y is the same to the last bit however a prompt is cut into calls.
+// Tiles begin at multiples of kRows of the whole context: a float32 Y has the same bits however a prompt is cut.
 // The first tile of a call may begin with rows of the past; they have zeros for E and their Y for V, so they stay.
 static_assert(kRows == kColumns, "tiles of columns are those in which they were solved");
 
 template <class T>
 struct Solve {
     const PreconditionArguments<T>& a;
-    Zeros<float> norms;                // [B, H, P + N]
+    Zeros<float> norms;                // [B, H, P + N]: 1 / sqrt(mean(K²) + eps), 0 at padding
     Zeros<std::atomic<size_t>> solved; // [B, H]: tiles whose Y is written
     Zeros<float> sent;                 // [B, H, N, D]: Y in float32 if the output has another type
     std::atomic<size_t> next{0};
@@ -33,19 +33,19 @@ struct Solve {
 // The rows of one task.
 struct RowTile {
     const float* keys; // [D][kRows], transposed
-    float* scale;      // [kRows]: 1 / (norm · √d)
-    float* shift;      // [kRows]: −√d − log L_ii; very low at padding, so that E is 0
-    float* sums;       // [kRows][padded width]: V over L_ii, then V − Σ E Y, then Y
-    float* weights;    // [kColumns][kRows]: E transposed, rows over L_ii
+    float* scale;      // [kRows]: an element of norms / √d
+    float* shift;      // [kRows]: −√d − log L_ii; very low at padding and in past rows, so that E is 0
+    float* sums;       // [kRows][padded width]: V / L_ii, then (V − Σ E Y) / L_ii, then Y
+    float* weights;    // [kColumns][kRows]: E / L_ii, transposed
     float* key_room;   // [kColumns][D]
     float* value_room; // [kColumns][padded width]
     size_t group;      // the first group with a new row …
     size_t panel;      // … and the panel in which it begins
-    size_t rounded;    // rows in whole panels
-    size_t padded;     // the width in whole vectors
+    size_t rounded;    // the rows, rounded up to whole panels
+    size_t padded;     // the width, rounded up to whole vectors
 };
 
-// weights[c][r] = exp(k_r·k_c / (|k_r| |k_c| √d) − √d) / L_rr
+// weights[c][r] = exp(k_r·k_c · norms[r] · norms[c] / √d − √d) / L_rr
 inline void make_weights(const RowTile& tile, const float* keys, const float* norms, size_t columns, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
     for (size_t first = tile.panel; first < tile.rounded; first += kPanel) {
@@ -64,7 +64,7 @@ inline void make_weights(const RowTile& tile, const float* keys, const float* no
     }
 }
 
-// Copies `count` rows to a tile as copy_rows does: `known` of the past, and those that follow.
+// Copies `count` rows to a tile as copy_rows does: the first `known` from `past`, the others from `added`.
 template <class T, class S>
 void join(float* tile, size_t padded, const T* past, size_t known, const S* added, size_t width, size_t count,
           const bool* mask) {
@@ -81,7 +81,7 @@ template <class T>
 void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     const PreconditionArguments<T>& a = solve.a;
     size_t d = a.width, padded = rounded_up(d, kLanes), context = a.past + a.tokens;
-    size_t known = number == 0 ? solve.lead : 0, start = a.past - solve.lead + number * kRows; // of the context
+    size_t known = number == 0 ? solve.lead : 0, start = a.past - solve.lead + number * kRows; // start: in the context
     size_t first = start + known - a.past, rows = std::min(kRows, context - start);
     const bool* mask = a.mask + head / a.heads * context; // of the batch row
     const bool* own = mask + start;

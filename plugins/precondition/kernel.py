@@ -4,8 +4,7 @@ A program solves a block row, BLOCK_M rows of one key/value head. It takes its n
 only waits for smaller numbers, whose programs have started, so no launch order can deadlock. Block rows of a head
 finish in order, so one counter per head tells which rows of Y may be read.
 
-A small kernel runs before it and computes the inverse norms of all keys once, since every block row reads those of all
-earlier keys.
+A small kernel first computes the inverse norms of all keys, since every block row reads those of all earlier keys.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -133,7 +132,7 @@ def key_tiles_kernel(
     o_new = i_batch_head.to(tl.int64) * n_new * width
     b_k = load_rows(tl.where(is_past, p_k_past + o_past, p_k + o_new), o_tokens, m_tokens, width, BLOCK_D)
     b_norms = inverse_norms(b_k, m_tokens, width, epsilon)
-    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # as above
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # as in key_norms_kernel
     n_tiles = tl.num_programs(1)
     p_norms, p_scales, p_bytes = head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N, BLOCK_D)
     tl.store(p_norms + i_tile * BLOCK_N + o_n, tl.where(m_tokens, b_norms, PADDING))
@@ -148,7 +147,7 @@ def key_tiles_kernel(
 def product_of_keys(b_rows, b_row_norms, b_others, b_norms):
     """Return dot products of two sets of keys, in a new accumulator; float32 keys are first scaled by their key powers.
 
-    Tensor cores truncate sums. Summing from 0 for each chunk keeps the score of a key with itself from drifting down.
+    Tensor cores truncate sums: a new accumulator for each chunk keeps a key's score with itself from drifting down.
     """
     b_acc = tl.zeros((b_rows.shape[0], b_others.shape[0]), tl.float32)
     if b_rows.dtype == tl.float32:
@@ -165,7 +164,7 @@ def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, 
            CHUNK_D: tl.constexpr):  # fmt: skip
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
-    If registers cannot hold both, it multiplies CHUNK_D columns at a time and reads the block's keys again.
+    If CHUNK_D < BLOCK_D (registers cannot hold both), it takes CHUNK_D columns at a time, rereading the block's keys.
     """
     o_m = tl.arange(0, b_row_norms.shape[0])
     o_n = tl.arange(0, b_norms.shape[0])
@@ -296,7 +295,7 @@ def precondition_kernel(
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
-    b_accs = ()  # of CHUNK_D columns each, as registers cannot hold all of Y in two parts
+    b_accs = ()  # of CHUNK_D columns each, since registers cannot hold the two parts of all columns of Y
     for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_accs = b_accs + (tl.zeros((BLOCK_M, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     i_tile = 0

@@ -1,7 +1,7 @@
 """The preconditioner in standard ONNX operators, so that every runtime can run an exported file.
 
-onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
-every type, and makes no tensor of tokens × tokens: E is computed for at most 1024 rows and 512 columns at a time.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. All is computed in float32, with no
+tensor of tokens × tokens: at most 1024 × 512 elements of a head's E at a time, besides diagonal blocks up to 128 wide.
 
 ``B`` batch, ``H`` key/value heads, ``N`` new tokens, ``P`` past tokens, ``D`` width.
 """
@@ -40,8 +40,8 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     token = op.Unsqueeze(op.Cast(mask, to=1), [1, 3])  # (B, 1, P+N, 1)
     token_new = op.Slice(token, past, past + n, [2])
 
-    # 32, 64 or 128 rows are solved at once; up to 1024 form an outer block. Both are the smallest sizes that hold all
-    # new tokens, so that short prompts waste little.
+    # 32, 64 or 128 rows are solved at once; up to 1024 form an outer block. Each is the smallest size that holds all
+    # new tokens, or else the largest, so that short prompts waste little.
     levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7)
     rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7))
     outer = op.Min(op.Constant(value_ints=[1024]), (n + rows - 1) / rows * rows)

@@ -91,7 +91,7 @@ def plan_precondition(
     keys = _keys_step(batch, heads, new, past, width, dtype, epsilon, tuned)
     counters = (1 + batch * heads) * INT32_BYTES
     workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
-    if dtype == "float32":  # powers of two for rows of Y, most with the smallest blocks of rows
+    if dtype == "float32":  # powers of two for rows of Y; the smallest blocks of rows need most
         powers = -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
         workspace += batch * heads * powers * FLOAT32_BYTES
     if dtype == INT8_TYPE:

@@ -13,7 +13,7 @@ import triton.language as tl
 from lucid_deploy.plugins.shared.kernel import EXPONENT, ONE
 
 MANTISSA = tl.constexpr(0x007FFFFF)  # float32's mantissa bits
-KEY_POWER = tl.constexpr(64.0)  # brings a key's root mean square to 32 … 64, and its largest magnitude below 1024
+KEY_POWER = tl.constexpr(64.0)  # brings a key's sqrt(mean(K²) + ε) to 32 … 64, so that no magnitude exceeds 1024
 # E / L_ii is at most exp(√d(√r − r)), r = m/(m + ε): e⁴ for heads up to 256 wide. e⁴ · 2⁹ = 27,954 fits float16.
 E_POWER = tl.constexpr(9)
 SUM_FACTOR = tl.constexpr((2 * 127 - E_POWER.value) << 23)  # minus the bits of a power p: the bits of 2⁻⁹ / p

@@ -98,7 +98,7 @@ protected:
         return static_cast<size_t>(1 + sizes.batch * sizes.heads) * sizeof(int32_t);
     }
 
-    //! As plan.py.
+    //! The launches that plan.py makes in Python.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {

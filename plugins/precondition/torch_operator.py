@@ -40,10 +40,10 @@ def precondition(
         y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
         mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). CUDA tensors run the
-            Triton kernel if it supports them and :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported;
-            ``lucid_deploy.model.lucid`` imports it.
-        training_diagonal: Divide row i by L_ii = exp(√D(m/(m + eps) − 1)), m the mean square of key i, instead of 1.
+        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). With ``blocked``,
+            CUDA tensors run the Triton kernel if it supports them, no gradient is needed, and importing
+            :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` (by ``lucid_deploy.model.lucid``) registered it.
+        training_diagonal: Set L_ii to exp(√D(m/(m + eps) − 1)), where m is the mean square of key i, instead of 1.
 
     Returns:
         Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.

@@ -88,7 +88,7 @@ LUCID_INLINE void add_fours(__m256i (&part)[R * kParts], const __m256i (&numbers
 }
 
 // dot[r][p] += the products of up to 32 numbers of each column: 16 bits hold 8 · 2 products of at most 15 · 127. So numbers
-// of 8 bits are multiplied half by half: `Shifts` say where the halves of a byte begin that count as one number.
+// of 8 bits are multiplied half by half: `Shifts` are the first bits of the halves to multiply, `weight` their value.
 template <int R, int... Shifts>
 LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, const uint8_t* end, const int8_t* x, short weight) {
     const __m256i low = _mm256_set1_epi8(15);

@@ -21,7 +21,7 @@ struct PanelSizes {
 
 inline size_t count_panels(const QuantizedWeight& w) { return (w.columns + kInPanel - 1) / kInPanel; }
 
-// Copies elements of `Size` bytes, of each column `count` that lie together, to [count][kInPanel].
+// Copies `count` adjacent elements of `Size` bytes of each column to [count][kInPanel].
 template <size_t Size>
 LUCID_INLINE void transpose_elements(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t count) {
     for (size_t i = 0; i < count; ++i)

@@ -7,7 +7,7 @@
 
 constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums are in registers
 constexpr size_t kLeastTasks = 16;                // fewest tasks of a product that several threads compute
-constexpr size_t kTaskProducts = size_t{1} << 21; // products per task if there are more tasks
+constexpr size_t kTaskProducts = size_t{1} << 21; // multiplications per task if there are more tasks
 constexpr float kInt8Levels = 127.0f;
 constexpr float kLargest = 3.40282347e38f;
 
@@ -15,7 +15,7 @@ constexpr float kLargest = 3.40282347e38f;
 struct RoundedRows {
     int8_t* numbers; // per group: [depth / 4][rows of the group][4]
     float* steps;    // per group: [blocks][rows of the group]
-    int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times the zero point if W has no zero_points
+    int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times half the range if no zero_points
     float* totals;   // per group: [blocks][rows of the group]: a block's sum before rounding; null if W has no offsets
 };
 

@@ -47,7 +47,7 @@ inline Panels share_panels(const QuantizedWeight& w) {
     return panels;
 }
 
-// S is the type of scales and offsets; Of is the form's entry in the table of operators.
+// S is the type of scales and offsets; Of is the operator's entry in the table: with zero points, offsets or neither.
 template <class T, class S, class Of>
 struct QuantizedMatMul : OperatorBase<T> {
     using Table = Of;

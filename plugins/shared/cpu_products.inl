@@ -1,4 +1,4 @@
-// The two matrix products of the CPU kernels, with sums in registers.
+// The two matrix products of prefill's CPU kernels, with sums in registers.
 //
 // Vector lanes hold rows of a tile (queries, or keys whose Y is solved for); the loop goes over columns (earlier keys).
 // Scores and weights are stored transposed, [column][row], so that maxima and sums over columns need no operation across

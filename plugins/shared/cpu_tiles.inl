@@ -114,8 +114,8 @@ void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t c
     }
 }
 
-// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for rows up to `rounded`, a
-// multiple of kLanes.
+// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for those from `count`
+// up to `rounded`, a multiple of kLanes.
 template <class T>
 void copy_transposed(float* tile, size_t stride, const T* rows, size_t width, size_t count, size_t rounded,
                      const bool* mask, float scale) {
@@ -156,7 +156,7 @@ void write_rows(T* rows, size_t width, const float* tile, size_t padded, size_t 
 inline bool all_true(const bool* mask, size_t count) { return std::memchr(mask, 0, count) == nullptr; }
 inline bool none_true(const bool* mask, size_t count) { return std::memchr(mask, 1, count) == nullptr; }
 
-// Returns rows as a float32 tile of the given stride: the rows themselves if they have that form, else a copy in `room`.
+// Returns rows as a float32 tile: the rows themselves if `whole` (none is masked) and they have its form, else a copy.
 template <class T>
 const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, const bool* mask, bool whole,
                      float* room) {

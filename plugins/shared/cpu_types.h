@@ -11,7 +11,7 @@ struct Half {
     uint16_t bits;
 };
 
-// Runs task(data, 0) … task(data, count - 1) on the threads of whoever calls a kernel, in any order, and waits.
+// The caller's threads: run calls task(data, 0) … task(data, count - 1) on them, in any order, and waits for all.
 class Pool {
 public:
     virtual ~Pool() = default;

@@ -27,7 +27,7 @@ LUCID_INLINE void hold(Vector& value) {
 #endif
 }
 
-// a · b + c, rounded once where the processor can: left to the compiler, one loop is fused and another is not.
+// a · b + c, rounded once on processors with FMA: left to itself, the compiler would fuse some loops and not others.
 LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 #if LUCID_LANES == 16
     return _mm512_fmadd_ps(a, b, c);
@@ -38,7 +38,7 @@ LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 #endif
 }
 
-// Whether a lane of a is larger than that of b.
+// Whether any lane of a is larger than the same lane of b.
 LUCID_INLINE bool any_larger(Vector a, Vector b) {
 #if LUCID_LANES == 16
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
@@ -131,7 +131,7 @@ LUCID_INLINE Vector exponential(Vector x) {
     p = p * r + 4.999999404e-1f;
     p = (p * r) * r + r;
     p = p + 1.0f;
-    Bits exponent = reinterpret_cast<Bits>(shifted) << 23; // far below −87 it wraps, which only unsigned numbers may
+    Bits exponent = reinterpret_cast<Bits>(shifted) << 23; // unsigned, since it wraps around far below −87
     Vector scaled = reinterpret_cast<Vector>(reinterpret_cast<Bits>(p) + exponent);
     return x < -87.0f ? Vector{} : scaled;
 }

@@ -35,7 +35,7 @@ class DividedRows:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
         places: The inputs to multiply: the index of the input, by the name of the reading node's first output.
-        equal: Shapes to replace, by name, and the names of their replacements: the factor adds a head axis to the mask.
+        equal: Names of shapes, and of the shapes to use instead: multiplied by the factor, the mask has a head axis.
     """
 
     keys: str

@@ -18,7 +18,7 @@ constexpr size_t kNear = 8;                        // vectors of a row prefetche
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums fit into registers, with two vectors of columns
 constexpr size_t kMostTasks = 16;                  // per product
 constexpr size_t kTaskColumns = 704;               // columns of a task: memory delivers shorter pieces of rows more slowly
-constexpr size_t kAlone = size_t{1} << 18;         // products below which a second thread costs more than it saves
+constexpr size_t kAlone = size_t{1} << 18;         // multiplications below which a second thread does not pay
 constexpr size_t kLeastParts = 4;                  // fewest parts of a sum; doubled for larger weights …
 constexpr size_t kPartElements = size_t{1} << 20;  // … as long as a part still has so many elements
 constexpr size_t kPartColumns = 16384;             // columns from which on pieces of a row are long enough
@@ -54,7 +54,7 @@ template <class T, class W>
 struct WeightMatMulJob {
     const WeightMatMulArguments<T, W>& a;
     const float* x; // [rows, depth] as floats
-    float* sums;    // [parts] of all rows and columns, of tasks by part
+    float* sums;    // [parts]: the sums of all rows and columns, if tasks are parts
     WeightMatMulPlan plan;
 };
 
@@ -153,7 +153,7 @@ LUCID_INLINE void in_row_groups(size_t rows, What what) {
     }
 }
 
-// The same for any number of rows, from column `column` of the sums on.
+// As multiply_rows, for any number of rows, from column `column` of the sums on.
 template <class W>
 LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t column, const float* x, size_t x_stride,
                                   const W* w, size_t w_stride, size_t depth, size_t columns) {
@@ -172,7 +172,7 @@ LUCID_INLINE void widen_last(float* last, const W* w, size_t w_stride, size_t de
         for (size_t c = 0; c < columns; ++c) last[k * kLanes + c] = to_float(w[k * w_stride + c]);
 }
 
-// The same for any number of columns; `last` has room for `depth` vectors.
+// As multiply_groups, for any number of columns; `last` has room for `depth` vectors.
 template <class W>
 void multiply_columns(size_t rows, WeightMatMulSums sums, const float* x, size_t x_stride, const W* w, size_t w_stride,
                       size_t depth, size_t columns, float* last) {

@@ -3,14 +3,14 @@
 // A task is a batch row. Its sums do not depend on the other rows.
 
 constexpr size_t kRowsOfB = 4; // that are added to the sums at a time
-constexpr size_t kAloneAdapters = size_t{1} << 15; // products below which a second thread costs more than it saves
+constexpr size_t kAloneAdapters = size_t{1} << 15; // multiplications below which a second thread does not pay
 
 // h = x · A
 template <class T>
 LUCID_INLINE void multiply_down(float* h, const T* x, const T* a, size_t depth, size_t rank) {
     size_t whole = rank / kLanes * kLanes;
     for (size_t r = 0; r < whole; r += kLanes) {
-        Vector sums[4] = {}; // each waits for its last product
+        Vector sums[4] = {}; // independent sums hide the latency of multiply_add
         size_t k = 0;
         for (; k + 4 <= depth; k += 4)
             for (size_t i = 0; i < 4; ++i)

@@ -1,8 +1,8 @@
 // The product of a few rows and a transposed weight, such as an output head that is tied to the embedding.
 //
-// Vector lanes hold elements of the depth: an element is the product of two rows, and its sums stay in one register. Each
-// row of the weight is read once; C of them are multiplied with R rows of X at a time. Further rows of X find the same C
-// rows of the weight in the cache.
+// Vector lanes hold elements of the depth: an element of the result is the product of two rows, and its sums stay in
+// one register. Each row of the weight is read from memory once; C of them are multiplied with R rows of X at a time.
+// Further rows of X find the rows of the weight in a cache.
 //
 // Every element is summed in one order for any number of rows and threads: lane by lane, then the lanes by halves. A row's
 // result does not depend on other rows.
@@ -75,7 +75,7 @@ LUCID_INLINE void multiply_transposed(size_t rows, size_t columns, T* o, size_t 
             multiply_transposed<R - 1>(rows, columns, o, o_stride, x, x_stride, w, depth);
         } else {
             constexpr int C = rows_of_weight(R);
-            // Short rows of a weight one after the other: of several in one page, the processor fetches none in advance.
+            // Short rows are read one by one: the processor prefetches none of several read side by side in one page.
             bool short_rows = R == 1 && depth * sizeof(W) <= kPage;
             size_t c = 0;
             for (; c + C <= columns && !short_rows; c += C) multiply_pair<R, C>(o + c, o_stride, x, x_stride, w + c * depth, depth);

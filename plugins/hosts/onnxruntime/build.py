@@ -20,7 +20,7 @@ ORT_ABI = 11  # increase it when the library's exports or the meaning of an oper
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
-# -ffp-contract=fast lets the compiler use fused multiply-add, which strict C++17 forbids.
+# -ffp-contract=fast lets the compiler use fused multiply-add. It is GCC's default for C++, stated to be sure.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
@@ -46,7 +46,7 @@ def source_hash() -> str:
 def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
     """Build the library, unless the existing one was built from the same sources.
 
-    ``output`` is the library's path, None for :func:`user_ort_library`. It and its record are replaced atomically.
+    ``output`` (None: :func:`user_ort_library`) is replaced atomically, and so, just before it, is the record beside it.
 
     Returns:
         The library's path, and whether it was compiled now.

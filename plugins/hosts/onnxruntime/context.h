@@ -129,7 +129,7 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
-// The base of operators: unless one says otherwise, it has no attributes, outputs of type T and no weight to pack.
+// The base of operators. By default an operator has no attributes, outputs of type T and no weight to pack.
 template <class T>
 struct OperatorBase {
     static constexpr bool kSolves = false, kScales = false;

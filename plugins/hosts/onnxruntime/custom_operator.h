@@ -49,7 +49,7 @@ struct CustomOperator : OrtCustomOp {
         });
     }
 
-    // Runs what may throw; returns its failure.
+    // Calls `what` and returns what it throws as a status, or null.
     template <class What>
     static OrtStatus* without_exceptions(const OrtApi& api, What what) {
         try {

@@ -1,4 +1,4 @@
-// The kernels for every processor of the architecture: 16 registers of 4 floats.
+// The kernels for every processor of the architecture, sized for 16 registers of 4 floats.
 #include "standard.h"
 #define LUCID_LANES 4
 #define LUCID_PANEL_VECTORS 3

@@ -174,7 +174,7 @@ def find_tensorrt_headers() -> Path:
 
 
 def find_cuda_headers() -> Path:
-    """Return the folder of ``cuda.h``: in ``CUDA_HOME``, else the toolkit's, else the package nvidia-cuda-runtime's.
+    """Return the folder of ``cuda.h``: in ``CUDA_HOME``, else the toolkit's, the system's or nvidia-cuda-runtime's.
 
     Raises:
         LucidError: It was not found.

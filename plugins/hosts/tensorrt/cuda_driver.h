@@ -25,7 +25,7 @@ struct CudaDriver
     //! Loads libcuda.so.1 on the first call. Throws std::runtime_error when it or one of its functions is missing.
     static CudaDriver const& get();
 
-    //! Throws std::runtime_error that names `what` and the driver's own message.
+    //! Unless `result` is CUDA_SUCCESS, throws std::runtime_error with `what` and the driver's own message.
     void check(CUresult result, std::string const& what) const;
 };
 

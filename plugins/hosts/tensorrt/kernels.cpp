@@ -26,8 +26,8 @@ constexpr Kernel kKernels[] = {
 
 constexpr int32_t kStaticSharedLimit = 48 * 1024; // more needs the function attribute
 
-//! Whether `kernel` runs on a device: PTX on all newer devices, machine code on its own chip or a newer one of the 8.x
-//! family. Machine code for 9.0 and later runs on that chip only.
+//! Whether `kernel` runs on a device: PTX on its own compute capability and newer ones, machine code on its own and, if
+//! that is 8.x, on newer 8.x. Machine code for 9.0 and later runs on that compute capability only.
 bool runsOn(Kernel const& kernel, int32_t arch)
 {
     if (kernel.isPtx)

@@ -1,4 +1,4 @@
-// Messages to TensorRT's logger, or to stderr before TensorRT has provided one.
+// Messages to TensorRT's logger, or to stderr if TensorRT has provided none or one of an unknown class.
 #pragma once
 
 #include <NvInferRuntime.h>

@@ -49,7 +49,7 @@ float shift(Sizes const& sizes);
 //! Name of a kernel's compiled variant; `rows` is 0 for kernels without query rows.
 std::string variant(char const* kernel, Sizes const& sizes, int64_t unit, int64_t rows);
 
-//! Throws std::invalid_argument when the value does not fit.
+//! The value as a 32-bit integer. Throws std::invalid_argument when it is larger than INT32_MAX.
 int32_t narrow(int64_t value);
 uint32_t programs(int64_t count);
 

@@ -1,7 +1,7 @@
 """Compile the Triton kernels ahead of time for every supported GPU; no GPU is needed.
 
-A variant is a kernel compiled for one type, padded head width and width unit; the plugin chooses a variant by its
-tensors' types and shapes. Separate processes compile, so that Triton's settings do not reach the caller's process.
+A variant is a kernel compiled for one type, padded head width, width unit and, for decoding, number of rows; the plugin
+chooses one by its tensors' types and shapes. Separate processes compile, to keep Triton's settings out of the caller's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def compile_kernels(
 
     Args:
         archs: Compute capabilities, 90 for 9.0.
-        ptx: Also return PTX for compute capability 8.6 (8.9 for E4M3), which serves GPUs newer than all in ``archs``.
+        ptx: Also return PTX for compute capability 8.6 (8.9 for E4M3), for newer GPUs that no machine code fits.
         select: Returns whether to compile a variant; all by default.
         cache: Folder of cached results; None is the user's cache folder.
         jobs: Number of processes.
