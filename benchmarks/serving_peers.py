@@ -3,9 +3,10 @@
 The model is SmolLM2-135M-Instruct in four bits: llama.cpp and OpenVINO GenAI read its GGUF file, `lucid-deploy` exports
 its checkpoint, once as it is and once with LUCID in every layer (not trained for that: its answers mean nothing, its
 speed does). `lucid:int8` stores the cache in 8 bits, as OpenVINO GenAI does unless told otherwise, `lucid:float16` in
-16 bits, as llama.cpp. Requests are cut from a text, some after one of two shared system prompts; answers are greedy
-and of fixed length. Servers take turns: a round measures each at every number of clients once, so ratios are of one
-run. llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has no server of its own, in its process.
+16 bits, as llama.cpp, and `ray:2` is standard attention in two replicas of one core each. Requests are cut from a text,
+some after one of two shared system prompts; answers are greedy and of fixed length. Servers take turns: a round
+measures each at every number of clients once, so ratios are of one run. llama.cpp and `lucid-deploy` are asked by HTTP;
+OpenVINO GenAI, which has no server of its own, in its process.
 
     python benchmarks/serving_peers.py CHECKPOINT MODEL.gguf --text FILE [--genai-python .genai/bin/python]
 
@@ -84,8 +85,11 @@ class HttpServer:
         return asyncio.run(_load(self._url, requests, clients))
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait(60)
+        self._process.terminate()  # Ray ends its cluster then
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 class GenaiServer:
@@ -183,10 +187,10 @@ def export(checkpoint: Path, target: Path, is_lucid: bool, cache: str) -> None:
 
 
 def serve(artifact: Path, rows: int, more: list[str]) -> HttpServer:
-    """Start ``lucid-deploy serve`` with an artifact, on all cores."""
-    words = ["serve", str(artifact), "--port", "0", "--rows", str(rows), "--served-model-name", "model", *more]
-    command = [sys.executable, "-m", "lucid_deploy.cli", *words, "--threads", str(os.cpu_count())]
-    return HttpServer([*command, "--quiet"])
+    """Start ``lucid-deploy serve`` with an artifact, on all cores, or on Ray with one core for each replica."""
+    words = ["serve", str(artifact), "--rows", str(rows), "--served-model-name", "model", "--quiet", *more]
+    words += [] if "ray" in more else ["--port", "0", "--threads", str(os.cpu_count())]
+    return HttpServer([sys.executable, "-m", "lucid_deploy.cli", *words])
 
 
 def llama_cpp(model: Path, rows: int) -> HttpServer:
@@ -251,6 +255,10 @@ def main(
             if attention in ("lucid", "standard"):
                 export(checkpoint, root / name, attention == "lucid", cache)
                 running[name] = serve(root / name, most, list(more))
+            elif attention == "ray":
+                export(checkpoint, root / "standard", is_lucid=False, cache="")
+                ray = ["--engine", "ray", "--replicas", cache, "--replica-cpus", "1", "--port", f"1854{cache}"]
+                running[name] = serve(root / "standard", most, [*more, *ray])
             elif name == "llama.cpp":
                 running[name] = llama_cpp(gguf, most)
             elif genai_python is not None:
