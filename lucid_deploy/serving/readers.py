@@ -1,4 +1,4 @@
-"""Processes that read bodies: JSON, chat template and tokenizer, within limits on time and memory."""
+"""Processes that read request bodies (parse, apply the chat template, tokenize) within limits on time and memory."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LEAST_TOKENS = tl.constexpr(16)  # fewest tokens of a part: columns of the produ
 LOWEST = tl.constexpr(-1e36)  # below the low part of any finite square; sums of it are finite
 SMALLEST = tl.constexpr(2.0**-126)  # smallest normal float32
 REGISTER_COLUMNS = tl.constexpr(64)  # most columns of the queries' low parts that fit into registers
-LANES = tl.constexpr(4)  # threads that share a row of eight columns as a tf32 factor
+LANES = tl.constexpr(4)  # threads that hold one row of eight columns of a product's tf32 operand
 SUM_COLUMNS = tl.constexpr(8)  # fewest columns of a product; here all hold the same sums of weights
 LEAST_EPSILON = tl.constexpr(1e-37)  # keeps the factor of a masked token, whose key is 0, finite
 

@@ -78,7 +78,7 @@ def QuantizedExpertMatMul(X, expert, W, scales):
         one = op.Gather(chosen, i)
         packed = op.Reshape(op.Gather(W, one, axis=0), by_block)  # (N·B, bytes)
         scale = op.Cast(op.Reshape(op.Gather(scales, one, axis=0), each), to=1)
-        # Values in the upper half of a byte stay there, 16 times as large: OpenVINO would round what BitShift gives.
+        # The upper half stays in place, 16 times as large: OpenVINO computes BitShift as a division, which rounds.
         low = op.DequantizeLinear(op.BitwiseAnd(packed, low_bits), scale, low_zeros, axis=0)
         high = op.DequantizeLinear(op.BitwiseAnd(packed, high_bits), scale / 16.0, high_zeros, axis=0)
         both = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # (N·B, bytes, 2)

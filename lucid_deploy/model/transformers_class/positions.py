@@ -1,7 +1,7 @@
-"""Positions in model classes of transformers that do not simply count them from 0 and take them as an argument.
+"""Positions in model classes of transformers that number, embed or rotate by them in their own way.
 
-Some classes number tokens from the id of their padding token plus one. In others, decoders of translation models, the
-module that embeds positions counts them from the length of transformers' own cache, which is not used here.
+Some classes number tokens from their padding token's id plus one. Decoders of translation models count positions in the
+module that embeds them, from the length of transformers' own cache, which is unused here. Image models rotate by three.
 """
 
 from __future__ import annotations
