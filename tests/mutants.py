@@ -83,7 +83,7 @@ def run_tests(folder: Path, tests: str, workers: int, kept: Path, traces: bool) 
     ``kept`` has what runs compile, which its preprocessed source names, and, for faults in no export, ``traces``.
     """
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"LUCID_TESTS_OBJECTS": str(kept / "objects")}
+    environment |= {"LUCID_TESTS_OBJECTS": str(kept / "objects"), "LUCID_TESTS_OPTIMIZATION": "-O1"}
     environment |= {"LUCID_TESTS_TRACES": str(kept / "traces")} if traces else {}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not compat", "-p", "no:cacheprovider", *tests.split()]
     command += ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
