@@ -1,4 +1,4 @@
-"""Make the cases of the kit: inputs, expected outputs computed in float64, and graphs with today's operator bodies.
+"""Make the conformance cases: inputs, expected outputs computed in float64, and graphs with today's operator bodies.
 
 Nothing is stored but ``pinned.json``: each output's tolerance, and each tensor's checksum, too coarse to depend on a
 processor's last bit. Cases that are made on another machine, or after a change of these sources, are compared with it.
@@ -27,7 +27,7 @@ from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.table import SCATTER_ROW, Operator
 
 PINNED = Path(__file__).with_name("pinned.json")
-# Tolerance / baseline. With other orders of sums, exp and rsqrt, errors were 0.5 to 2.4 times the float32 baseline.
+# Tolerance / baseline. With sums in another order and other exp and rsqrt, errors were 0.5 to 2.4 float32 baselines.
 FACTOR = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}
 # Least baseline: the type's relative rounding error, for cases in which a plain implementation happens to be exact.
 FLOOR = {"float32": 1e-7, "float16": 2.5e-4, "bfloat16": 2e-3}

@@ -86,7 +86,7 @@ def body(
 
 
 def _stored_decode(operator: Operator, diagonal: bool) -> onnx.FunctionProto:
-    """Return the body of decoding over a rounded cache: convert K and Y to float32, then run DecodeAttention's body."""
+    """Return the body of decoding over a rounded cache: dequantize K and Y, then run DecodeAttention's body."""
     function = function_proto(table.DECODE_ATTENTION.name, training_diagonal=diagonal)
     nodes = []
     for name in ("K", "Y"):

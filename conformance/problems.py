@@ -44,7 +44,7 @@ class Problem:
         width: Width of a head, ``D``.
         keys: Correlation of any two keys; 1: three keys, repeated.
         size: Factor of all keys.
-        padded: Whether the last batch row begins with padding and the first has a hole.
+        padded: Whether the last batch row begins with padding and the first has a hole: two masked tokens inside it.
         hidden: Rows of a buffer after the cache's tokens; they hold other values, and the mask hides them.
         batch, heads, groups: ``B``, ``H`` and ``G``; for experts, ``heads`` is how many there are, and
             ``groups`` how many of them have rows.

@@ -58,7 +58,7 @@ class LinearLayers:
         """Check that an adapter fits a checkpoint and can be kept apart from its weights; return notes.
 
         Raises:
-            LucidError: It does not fit the checkpoint, changes other weights than linear layers', or replaces some.
+            LucidError: It does not fit the checkpoint, changes weights that are no linear layer's, or replaces any.
         """
         notes = adapter.check(self._shapes.get, base)
         other = sorted(adapter.weights - {place.name for place in self._stored.values()})

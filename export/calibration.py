@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
-SEED = 0  # for drawing the held-out rows and, from a text with more rows than wanted, those to learn from
+SEED = 0  # draws the held-out rows, those to learn from if there are more than wanted, and distillation's order
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: one in 8, at most 4
 
 Array = np.ndarray[Any, np.dtype[Any]]

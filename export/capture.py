@@ -188,7 +188,7 @@ def _graph_modules(program: torch.export.ExportedProgram) -> list[torch.fx.Graph
 def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return translations of common operators that would otherwise be decomposed, which costs a second trace."""
     import torch
-    from onnxscript import opset18 as op  # the exporter's own; from a later opset it would write newer attributes
+    from onnxscript import opset18 as op  # the opset of the exporter's translations; later ones have newer attributes
     from onnxscript.onnx_types import INT64
 
     # The exporter reads these signatures.

@@ -3,8 +3,8 @@
 A checkpoint's ``tokenizer.json`` is completed with what the files beside it say of tokens, as transformers reads them.
 transformers' AutoTokenizer may split texts differently than ``tokenizer.json`` says: classes of transformers 5 such as
 ``LlamaTokenizer`` build the normalizer and the pre-tokenizer themselves, while transformers 4, the tokenizers library
-and an artifact take them from the file. The files do not say which of them the model was trained with, so a difference
-becomes a note. ``generate`` of transformers also reads defaults from ``generation_config.json`` that no command here
+and an artifact take them from the file. The files do not say which was used in training, so a difference becomes a
+note. ``generate`` of transformers also reads defaults from ``generation_config.json`` that no command here
 reads: these become a note too.
 """
 
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write a tokenizer, if there is one: all tokens to ``tokenizer.json``, named ones to ``tokenizer_config.json``."""
+    """Write a tokenizer, if any: tokens to ``tokenizer.json``, named ones and settings to ``tokenizer_config.json``."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return

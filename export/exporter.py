@@ -63,7 +63,7 @@ def export(
     check_tokenizer(source.directory)
     adapters = plan_adapters(source, options)
     tried = _try_class(source, progress)
-    # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
+    # Imported before the artifact is begun: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
     from lucid_deploy.export.quantize.options import FEW_TOKENS
@@ -121,7 +121,7 @@ def _download(
 
 
 def _try_class(source: Checkpoint, progress: Progress | None) -> tuple[str, ...]:
-    """Prove that a class of transformers computes the same with our attention; return a note about it."""
+    """Prove that transformers' class computes the same with our attention; return a note, or () for our own models."""
     if not source.config.class_config:
         return ()
     from lucid_deploy.model.transformers_class.trial import prove
@@ -185,7 +185,7 @@ def _choose_numbers(
     dtype: str,
     progress: Progress | None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Equalize weights and learn quantized values, as the options say; other weights are rounded later."""
+    """Equalize weights and learn quantized values, as the options say; others are rounded when they are written."""
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.method import LearnedWeights, find_method

@@ -16,8 +16,8 @@ from lucid_deploy.plugins.expert_matmul.onnx_body import ExpertMatMul, Quantized
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
 
-# Where bodies divide by the training diagonal. The solve divides by its root on both sides (rows of V, rows and columns
-# of E), so that E becomes exp(−|K̂_i − K̂_j|²/(2√d)), which has 1 on the diagonal.
+# Where bodies divide by the training diagonal. Precondition divides V's rows and L's rows and columns by its square
+# root: L becomes tril(exp(−|K̂_i − K̂_j|²/(2√d))), with 1 on the diagonal. Decoding divides rows by the whole diagonal.
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
     DecodeAttention.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),

@@ -4,8 +4,8 @@ The format is onnxruntime-genai's ("Config reference" in its documentation). A `
 marked ``run_on_prompt`` for the prompt and the one marked ``run_on_token_gen`` for every further token, and hands each
 ``present`` tensor to the next step as the ``past_key_values`` tensor of the same layer.
 
-A pipeline does not pass on states. A ``decoder``, which is one graph, does: it finds inputs called ``conv_state`` and
-``recurrent_state`` by itself. So a hybrid becomes a ``decoder`` with its prefill graph, which runs single tokens too.
+A pipeline does not hand on recurrent states. A ``decoder``, one graph, does: it finds the inputs ``conv_state`` and
+``recurrent_state`` by itself. So a model with states becomes a ``decoder`` of its prefill graph, which decodes too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLAGS = {"prefill": "run_on_prompt", "decode": "run_on_token_gen"}
 
 
 def is_supported(manifest: Manifest) -> bool:
-    """Whether onnxruntime-genai can run this artifact: growing caches of keys, values and states.
+    """Whether onnxruntime-genai can run this artifact: growing caches of keys, values and states, no adapters.
 
     onnxruntime-genai passes no ``cache_length`` to static caches (``past_present_share_buffer``), takes a
     ``recurrent_state`` only together with a ``conv_state``, and keeps the cache in the model's type.

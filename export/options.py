@@ -22,7 +22,7 @@ NO_STATIC_FP8 = (
     'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type Float, '
     'Half, or BFloat16") and in onnxruntime.'
 )
-STATE_TYPES = ("float32", "model")  # how a recurrent state may be kept
+STATE_TYPES = ("float32", "model")  # types in which recurrent states may be cached; model: the model's own
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Traced:
     model: ir.Model  # its weights are initializers without data, named as in the checkpoint
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    transposed: frozenset[str]  # names of the weights that the graph reads transposed
+    transposed: frozenset[str]  # names of the weights that the graph reads as [in, out], not [out, in]
 
 
 def graph_inputs(
@@ -154,7 +154,7 @@ class _Graph:
 
     model: ir.Model  # the graph; its weights are initializers without data
     layers: dict[ir.Node, int | None]  # the layer of each node; None outside all layers
-    transposed: frozenset[str]  # names of the weights that the graph reads transposed
+    transposed: frozenset[str]  # names of the weights that the graph reads as [in, out], not [out, in]
 
     @property
     def weights(self) -> set[str]:
@@ -239,7 +239,7 @@ def _stage_module(
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return example arguments on the meta device, and their dynamic axes; all example sizes but rings' differ."""
+    """Return example arguments on the meta device and their dynamic axes, which differ in size; all rings share one."""
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}

@@ -51,7 +51,7 @@ class StoredTensor:
 def plan_weights(
     shapes: dict[str, tuple[int, ...]], transposed: set[str], dtype: str, quantization: Quantization | None = None
 ) -> dict[str, StoredTensor]:
-    """Lay out the file; return each stored tensor by its name in the graphs.
+    """Lay out the file; return each stored tensor by ``name + part``: its name in the graphs (a tied head may differ).
 
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.

@@ -230,7 +230,7 @@ class _GenerationRun:
                 self.generation.finish_reason = "stop"
 
     def _tokens(self) -> Iterator[int]:
-        """Yield new tokens while the model is open."""
+        """Yield new tokens; raise a LucidError once the model is closed."""
         self._model.check_open()
         for token in self.generation:
             yield token
@@ -321,7 +321,7 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
     Raises:
         LucidError: Nothing can be verified: the checkpoint is missing or another model's, the runtime is unknown, an
             option is wrong, or the directory of an opened artifact now holds another artifact.
-        CheckFailed: A file is missing or of another size.
+        CheckFailed: A file is missing or of another size, or the artifact was replaced during the verification.
     """
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions

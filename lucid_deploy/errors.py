@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Any other exception is a bug, and its traceback is shown."""
+"""The errors that a user can cause. Commands turn some others, such as OSError, into these; the rest are bugs."""
 
 from __future__ import annotations
 

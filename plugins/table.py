@@ -190,7 +190,7 @@ QUANTIZED_EXPERT_MATMUL = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: onnxruntime sessions with our CPU kernels replace two products by experts and their sum by it.
+# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of two expert products and their sum.
 QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     name="QuantizedExpertMatMulOffsets",
     text="QuantizedExpertMatMul by matrices with an offset per block.",

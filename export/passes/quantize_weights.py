@@ -1,4 +1,4 @@
-"""Read quantized weights instead of float ones, through onnxruntime's operators or ``DequantizeLinear``."""
+"""Make graphs read quantized weights: by operators of onnxruntime, by ours for experts, or by ``DequantizeLinear``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     format ``matmulnbits`` only, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``.
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
-    read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Inputs of
-    products are rounded where the record says so. Other weights do not change.
+    read by ``MatMulNBits``, ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul``, or by a
+    ``DequantizeLinear`` before the product. Inputs are rounded where the record says so. Other weights do not change.
 
     Args:
         names: The graph's names of weights by their names in the checkpoint, where these differ: a tied embedding's.

@@ -60,7 +60,7 @@ Layers = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
-    """Raised where traced layers exchange more than one value, or contain subgraphs."""
+    """Raised where layers have subgraphs, read nodes that lie between layers, or hand on other than one value."""
 
 
 def repeat_layers(
@@ -74,7 +74,7 @@ def repeat_layers(
     """Return the whole model's graph, node for node as if the whole model were traced, and each node's layer.
 
     Requires: ``model`` is the excerpt's graph, with the contract's names and shapes; weights have no data.
-    Result: a new model; the given one does not change. ``NotRepeatable`` if layers exchange more than one value.
+    Result: a new model; the given one does not change. Raises ``NotRepeatable``.
 
     Args:
         layers: The layer of each node in the excerpt; None outside all layers.
@@ -154,7 +154,7 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
 
 
 def _handed_on(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> Iterator[ir.Value]:
-    """Yield the values of a layer that only the next layer reads (or, for the last, the nodes after it)."""
+    """Yield a layer's values that, outside it, only the next layer reads (or, for the last, the nodes after it)."""
     following = layer + 1 if layer + 1 < count else None
     for value in (value for node in nodes for value in node.outputs):
         if {layers[use.node] for use in value.uses()} - {layer} == {following}:

@@ -44,12 +44,12 @@ def equalizing_scales(
     progress: Callable[[str, int, int], None] | None = None,
     text: CalibrationRows | None = None,
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return the scales of all layers' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
+    """Return scales of products' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded. Others stay, but for norms and what reads a norm before experts.
+        quantization: Which weights will be rounded. Others stay, except norms and what reads a norm before experts.
         dtype: Type of the norms in the artifact.
-        text: Calibration rows to run through the layers; None: tokens drawn at random.
+        text: Calibration rows, at most two of which run through the layers; None: tokens drawn at random.
     """
     import torch
 
@@ -194,7 +194,7 @@ def _below_ones(scale: torch.Tensor) -> torch.Tensor:
 def _read_norms(
     layer: nn.Module, run: Run, x: torch.Tensor, experts: str
 ) -> Iterator[tuple[tuple[str, torch.Tensor], list[str]]]:
-    """Yield name and weight of each norm before experts, and the names of all modules that read the norm's output."""
+    """Yield the weight (name, value) of each norm that experts read, and the names of all modules that read it."""
     import torch
 
     given: dict[int, str] = {}

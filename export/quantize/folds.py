@@ -1,4 +1,4 @@
-"""Scales that cancel: a weight's columns are multiplied by them, and the layer before is divided by them.
+"""Scales that cancel: a weight's columns are multiplied by them, and the norm or layer before is divided by them.
 
 The division goes into the norm before the layer or into the rows of another product, never into K: the solve sees the
 keys that it was trained with. No kind of layer is treated specially: a place fits if the layer's outputs stay the same

@@ -23,7 +23,7 @@ from lucid_deploy.export.quantize.nearest import nearest_kernel
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 BEST_HEAD_BITS = 8  # of lm_head and other weights that gain most from 8 bits, with int4 and no named method
-# First rows of a tied embedding that get 8 bits if it has twice as many: tokenizers number tokens by frequency.
+# How many first rows of a tied embedding get 8 bits if it has at least twice as many: frequent tokens have low ids.
 FREQUENT_ROWS = 16384
 CALIBRATION_TOKENS = 16384
 FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text

@@ -91,8 +91,8 @@ def plan_quantization(
 def _sensitive(shapes: dict[str, tuple[int, ...]], chosen: list[str]) -> Iterator[str]:
     """Yield the weights that gain most from 8 bits instead of 4, by measurement (docs/quantization.md).
 
-    They are keys and values where several query heads share them, which makes them small, and ``down_proj`` in the
-    last eighth of the layers.
+    They are ``k_proj`` and ``v_proj`` where several query heads share a key/value head, which makes them small, and
+    ``down_proj`` in the last eighth of the layers.
     """
     layers = 1 + max((int(found[1]) for name in shapes if (found := _LAYER.match(name))), default=0)
     for name in chosen:

@@ -81,7 +81,7 @@ class ChatTemplate:
     Attributes:
         source: The template's text.
 
-    A template is a program that came with the model, so it is compiled and rendered in a bounded process only.
+    A template is a program that came with the model, so it is compiled and rendered only in a ``BoundedProcess``.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:

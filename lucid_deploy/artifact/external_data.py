@@ -1,4 +1,4 @@
-"""Check where the weights that a graph keeps in other files (ONNX's external data) lie."""
+"""Check that weights that a graph stores outside of its file (ONNX's external data) lie in the artifact's files."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ WEIGHTS = "weights.bin"
 ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
 FORMAT, FORMAT_VERSION = "lucid-deploy", 3
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
-PACK_LIMIT = 1 << 30  # bytes; onnxruntime packs larger weights for each graph only if they are quantized
+PACK_LIMIT = 1 << 30  # bytes; onnxruntime packs weights of a larger weight file only if they are quantized
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")  # the graphs that every artifact has
 VERIFY = "verify"  # an optional graph: a few new tokens over a cache, with logits for each of them
@@ -109,7 +109,7 @@ class Manifest:
     layers: tuple[LayerDescription, ...]  # every layer: its kind, its operators, what it caches
     transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout their product reads
     float32_head: bool  # whether logits are computed in float32 also in a model of another type
-    # Type that K and Y are cached in; empty means the model's.
+    # Type that keys and values (of LUCID layers, K and Y) are cached in; empty means the model's.
     cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
     notes: tuple[str, ...] = ()  # sentences for the user: decisions and warnings of the export

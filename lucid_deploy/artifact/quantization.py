@@ -189,7 +189,7 @@ class Quantization:
 
     @property
     def inputs(self) -> str:
-        """What the inputs of products are rounded to, in words, such as ``int8 inputs``."""
+        """What the inputs of products are rounded to, in words, such as ``int8 inputs on the CPU``."""
         if self.activations == GROUP_FP8:
             return f"inputs in fp8 by groups of {self.input_block}"
         return {

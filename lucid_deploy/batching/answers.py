@@ -1,4 +1,4 @@
-"""Answer a file of prompts with continuous batching, into a file that survives interruptions.
+"""Answer a file of prompts with continuous batching; after an interruption the next run adds the missing answers.
 
 The file of answers has one line for each answered prompt. A record beside it holds hashes of prompts and artifact, and
 the options. Answers are only added to a file with an equal record.
@@ -126,7 +126,7 @@ class AnswerFile:
     def _resume(self, lines: set[int]) -> None:
         content = self.path.read_bytes()
         parts = content.split(b"\n")
-        end = len(content) - len(parts.pop())  # what follows the last line end is torn
+        end = len(content) - len(parts.pop())  # what follows the last line end is an incomplete line
         for number, part in enumerate(parts, start=1):
             try:
                 answer = json.loads(part)

@@ -27,7 +27,7 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# Most prompt tokens that run in a step, for each request. In our measurements prompts have 3 tokens for each token of
+# Most prompt tokens that run in a step, for each request. In our benchmark prompts have 3 tokens for each token of
 # their answers (200 for 64); with twice that, half of the steps run no prompt, and are as short as the rows alone.
 PROMPT_TOKENS_PER_ROW = 6
 ALONE_CHUNK = 128  # tokens that a chunk has at least where no row waits for its next token
@@ -37,7 +37,7 @@ class Batcher:
     """Runs many requests at once. Not thread-safe: one thread calls it.
 
     Args:
-        session: Any runtime. When a request starts or finishes, all rows are copied; with a static cache, mostly one.
+        session: Of any runtime. When a request starts or ends, all rows are copied; with a static cache, mostly one.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
             fewest rows. A request that waits for its constraint's mask frees its row, but still counts for its client.
         prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
@@ -105,7 +105,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests without a row."""
+        """Requests that have not started."""
         return len(self._waiting)
 
     @property
@@ -170,7 +170,7 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run a step's share of prompts, or leave its end to the rows' run (``_beside``); yield after first tokens."""
+        """Run this step's prompt tokens, or leave the last to the rows' run (``_beside``); yield after first tokens."""
         budget = self._prompt_budget()
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -414,7 +414,7 @@ class Batcher:
         self._running[row.number] = row
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
-        """Take a request out of wherever it is, and store its cache for later prompts if it is sound."""
+        """Take a request out of wherever it is; store the cache of a running or paused one unless it failed."""
         row = self._running.get(number) or self._paused.pop(number, None)
         if row is not None:
             if not end.failed:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 _SHOWN = 10  # most faults that a message names
-_BY_TEXT = ("logit_bias", "bad_words")  # fields of Sampling that a line spells otherwise
+_BY_TEXT = ("logit_bias", "bad_words")  # fields of Sampling that have another type in a line
 _EXAMPLE = '{"prompt": "text"}'
 
 
@@ -120,7 +120,7 @@ class PromptFile:
 
 
 def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
-    """Read a file of prompts; blank lines are left out, but counted."""
+    """Read a file of prompts; blank lines are skipped but counted. Raise a LucidError if any line is wrong."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -144,7 +144,7 @@ def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
 
 
 def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
-    """Check every prompt against the model: its tokens, its length."""
+    """Check that the model can run every prompt (tokens, length, adapter); raise a LucidError that lists faults."""
 
     def check(prompt: Prompt) -> None:
         if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words or prompt.constraint):

@@ -1,4 +1,4 @@
-"""Requests to a batcher, the rows in which they run, and the events that it returns."""
+"""Requests to a batcher, their state while they run, and the events that the batcher returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Request:
 
     Attributes:
         sampling: How tokens are chosen. With a seed, other requests can change tokens only through rounding.
-        stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
+        stop_at_eos: Whether an end-of-sequence token of the model ends the answer (that token is not returned).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
         adapter: Name of the adapter that it runs with; None: the session's default.
@@ -102,14 +102,14 @@ Event = Token | Finished
 
 @dataclass(kw_only=True)
 class BatchRow(Row):
-    """A request with a row of the batch.
+    """The state of a request that has started.
 
     Attributes:
         cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
         blocks: The stored blocks that its prompt began with.
         reused: How many tokens these hold.
-        pauses: How often it has waited for its guide's mask outside the running rows.
-        resume_at: Number of the step at which it may resume.
+        pauses: How often it was taken out of the running rows to wait for its guide's mask.
+        resume_at: Number of the step from which on it may resume; earlier if no row runs.
     """
 
     number: int

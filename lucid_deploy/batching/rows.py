@@ -17,8 +17,8 @@ from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, make_room,
 from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
-GRAIN = 256  # tokens; buffers are a multiple of it …
-_SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
+GRAIN = 256  # tokens; the room of buffers is a multiple of this …
+_SPARE = 8  # … and at least an eighth longer than the longest row, so that copying stays cheap per token …
 _SHRINK = 2  # … and are made shorter when they are this many times too long: each step reads all of them
 
 
@@ -74,7 +74,7 @@ class MergedRows(Rows):
         self._joined: dict[int, Cache[Any]] = {}
         self._left: set[int] = set()
         self._ran = 0  # columns of the last run …
-        self._is_sound = True  # … and whether all logits of the last run of several are finite
+        self._is_sound = True  # … and whether all logits of the last run of several columns are finite
 
     def join(self, key: int, cache: Cache[Any]) -> None:
         self._joined[key] = self._session.fork(cache)
@@ -121,7 +121,7 @@ class MergedRows(Rows):
 
 
 class StaticRows(Rows):
-    """Rows in buffers ``(rows, KV heads, room, width)``, each row with a length of its own.
+    """Rows in buffers, keys in ``(rows, KV heads, room, width)``, each row with a length of its own.
 
     Active rows come first, so that a step runs as many rows as there are. When a request finishes, its slot goes to a
     request that starts before the next step, or else to the last row. Memory that no row has used yet is not resident.
@@ -134,7 +134,7 @@ class StaticRows(Rows):
         self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
         self._layers: list[tuple[Array, ...]] = []
-        self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, of tokens, and whether shared
+        self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, tokens of each, and ``shared``
         self._ran = 0  # columns of the last run by :meth:`run`
         self._rows = rows
 
@@ -177,7 +177,7 @@ class StaticRows(Rows):
     def run_beside(
         self, tokens: dict[int, list[int]], prompt: list[int], cache: Cache[Any]
     ) -> tuple[dict[int, Array], Array]:
-        """Run a token of every row as :meth:`run` does, and the next tokens of a prompt with its cache.
+        """Run a token of every row as :meth:`run` does, and in the same run the next tokens of a prompt with its cache.
 
         Returns:
             What :meth:`run` returns, and the logits of the prompt's last token, float ``(1, vocab)``.

@@ -44,7 +44,7 @@ def build_report(
         row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
         row["ratio"] = paired_ratio(item.seconds, base[item.stage, item.batch, item.length].seconds)
         source = (artifacts or {}).get(item.contender)
-        if source is not None and item.stage == "decode" and not _has_experts(source.config):  # not all are read
+        if source is not None and item.stage == "decode" and not _has_experts(source.config):  # only some experts run
             manifest = source.manifest
             read = decode_bytes(manifest, manifest.files[WEIGHTS]["size"], item.batch, item.length)
             row["bytes_per_second"] = read / item.median

@@ -1,4 +1,4 @@
-"""Store K and Y in the cache of the PyTorch model and of the graphs traced from it.
+"""Store K (keys) and Y (preconditioned values) in the cache of the PyTorch model and of the graphs traced from it.
 
 The new tokens of a call attend to each other's rows unrounded, and to rows of earlier calls as they were stored.
 ``lucid_deploy.cache.storage`` describes the types.
@@ -33,7 +33,7 @@ class CacheCodec:
         return torch.cat([past, new], dim=2)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> LayerCache:
-        """Return a cache without tokens, for rows of K and of Y ``(B, KV, 0, D)``."""
+        """Return a cache without tokens; ``shape`` is that of K and of Y, ``(B, KV, 0, D)``."""
         return self.encode(like.new_empty(shape), like.new_empty(shape))
 
 
@@ -101,7 +101,7 @@ class Float8Codec(ScaledCodec):
 
 
 def codec_for(cache_dtype: str, dtype: torch.dtype) -> CacheCodec:
-    """Return the codec for ``int8``, ``fp8``, ``float16``, or the type ``dtype`` of the model, also called ``auto``."""
+    """Return the codec for a cache in ``int8``, ``fp8``, ``float16``, or the model's own ``dtype`` (also ``auto``)."""
     if cache_dtype in SCALED:
         return {"int8": Int8Codec, "fp8": Float8Codec}[cache_dtype]()
     if cache_dtype == "float16" and dtype != torch.float16:

@@ -28,7 +28,7 @@ from lucid_deploy.errors import LucidError
 SORTS = ("rows", "ring", "state")
 ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 ITEM_SIZES |= {"int64": 8, "int32": 4, "int8": 1, "bool": 1}
-LARGEST = 1 << 24  # larger sizes are mistakes, which would otherwise show only as exhausted memory
+LARGEST = 1 << 24  # largest axis or window; a larger one is a mistake, which would show only as exhausted memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -154,8 +154,7 @@ def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) ->
 def first_of_ring(mask: Array, length: int, rows: int) -> Array:
     """Return which of a ring's ``rows`` rows moves to each place when a cache is cut back to ``length`` columns.
 
-    A ring holds tokens and no padding, the newest last. So it loses one row for each token in the columns that are cut
-    off, and batch rows may lose different numbers of them.
+    A ring holds no padding, so each batch row loses as many rows as it has tokens in the columns that are cut off.
 
     Returns:
         Int64 ``(batch, length)``: the row that comes to each place; any row where there is no token.
@@ -165,7 +164,7 @@ def first_of_ring(mask: Array, length: int, rows: int) -> Array:
 
 
 def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
-    """Return a view of the part of a buffer that ``tokens`` columns use: the front of rows, the end of a ring."""
+    """Return a view of what ``tokens`` columns use of a buffer: the front of rows, the end of a ring, a whole state."""
     if not tensor.has_tokens:
         return buffer
     return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]

@@ -1,4 +1,4 @@
-"""Store rows of a cache: the tensors of an attention layer, and the conversion of rows in numpy.
+"""Describe the tensors that an attention layer caches, and convert their rows to and from the stored type in numpy.
 
 ==========  ===========================================================================================
 ``float32`` and other float types: the values, rounded to that type.
@@ -26,7 +26,7 @@ from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, LayerLayo
 from lucid_deploy.errors import LucidError
 
 CACHE_DTYPES = ("auto", "float16", "int8", "fp8")  # auto: the model's type
-SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # types with a scale for each row: how their numbers are stored
+SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # cache types with a scale for each row: the dtype of their numbers
 E4M3_MAX = 448.0
 LEVELS = 127  # largest int8 number used; −128 is not, so that the range is symmetric
 SCALE = "_scale"  # end of the name of a tensor that holds another one's scales

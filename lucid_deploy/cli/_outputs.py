@@ -22,7 +22,7 @@ OUTPUTS = {
     "output_path": "--output-path",
     "write": "--write",
 }
-FILES = ("--json", "--report")
+FILES = ("--json", "--report")  # for these and FOLDERS we check at the start that they can be written
 FOLDERS = ("--output-path",)
 RECORD = ".run.json"  # beside the answers of a batch
 

@@ -29,7 +29,7 @@ ENGINE_OPTIONS = {  # options that only one value of --engine takes
     RAY: ("replicas", "min_replicas", "max_replicas", "replica_cpus", "replica_gpus", "ray_address"),
 }
 RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
-_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # of Ray, nor are options for LOCAL
+_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # refused in Ray's configuration file
 
 
 def _count(*names: str, low: int = 1, high: int | None = None, default: int | None = None, help: str) -> Decorator:

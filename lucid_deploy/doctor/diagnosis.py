@@ -1,4 +1,4 @@
-"""The checks behind ``lucid-deploy doctor``: each tries to import, find or run a thing."""
+"""The checks behind ``lucid-deploy doctor``: each tries to import, find or run a package or tool."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _onnxruntime() -> str:
 
 
 def _computes(kernels: str, remedy: str) -> str:
-    """Run the conformance kit's small models; return a remark, or raise RuntimeError if a result is wrong."""
+    """Run the small models of the conformance cases; return a remark, or raise RuntimeError if a result is wrong."""
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
     from lucid_deploy.runtimes.options import RuntimeOptions
 

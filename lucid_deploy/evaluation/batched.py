@@ -79,7 +79,7 @@ def log_likelihoods(
 ) -> Iterator[tuple[int, tuple[float, bool]]]:
     """Yield each pair's index, with log p(continuation | context) and whether greedy decoding gives the continuation.
 
-    Pairs are (context, continuation) as token ids. A context of several pairs is run once. Sums are float64. A pair may
+    Pairs are (context, continuation) as token ids. A context that pairs share is run once. Sums are float64. A pair may
     be one token longer than the model's context, since the last token is not run.
     """
     same: dict[tuple[int, ...], list[int]] = {}

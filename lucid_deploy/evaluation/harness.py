@@ -36,7 +36,7 @@ class HarnessOptions:
 
     limit: int | None = None  # documents of each task; None: all
     num_fewshot: int | None = None  # solved examples in each prompt; None: as the task says
-    gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options instead of the tasks'
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options that override the tasks' own
     chat: bool = False  # render prompts with the model's chat template
     seed: int | None = None  # of all random numbers that tasks draw; None: lm_eval's own seeds
     batch: int = 8
@@ -52,7 +52,7 @@ class TaskResult:
     name: str
     values: dict[str, tuple[float, float | None]]  # by metric, over all documents, with lm_eval's standard error
     samples: list[dict[str, Any]]  # lm_eval's record of each document, and in `truncated` whether its prompt was cut
-    aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, how one value is made of several documents'
+    aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, makes one value of several documents' values
 
     @property
     def truncated(self) -> int:

@@ -21,14 +21,14 @@ from lucid_deploy.json_fields import FieldError, named_field
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
-MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
-MOST_CHOICES = 10_000
-_LEXER_STATES = 50_000  # 1 to 2 kB each
+MOST_CHARACTERS = 1 << 20  # of a schema, an expression, a grammar, or all choices together
+MOST_CHOICES = 10_000  # also the most alternatives and lines of a grammar, together
+_LEXER_STATES = 50_000  # most states of one grammar's lexer; each takes 1 to 2 kB
 # Whitespace between the parts of JSON. It is bounded: a model might write blanks for ever.
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,20}"}
-# Keywords of older drafts that the newest one ignores: what they ask for would silently not hold.
+# Keywords of older versions of JSON Schema, which newer ones ignore: they would silently not be enforced.
 _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # with names as keys
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # values: schemas by name
 _DATA = ("const", "enum", "default", "examples")  # their values are data, not schemas
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
 _WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every spelling of a text in tokens is allowed
@@ -187,9 +187,9 @@ def _object(schema: Any) -> dict[str, Any]:
 
 
 def _check_keywords(schema: Any) -> None:
-    """Refuse keywords that llguidance accepts but does not enforce.
+    """Refuse keywords that llguidance accepts but does not enforce, and its own ``x-guidance``.
 
-    llguidance lets names that ``additionalProperties`` allows come twice, so ``minProperties`` would not hold.
+    llguidance lets an object repeat names that ``additionalProperties`` allows, so ``minProperties`` would not hold.
     """
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise LucidError("The schema's keyword x-guidance changes how it is enforced; leave it out.")

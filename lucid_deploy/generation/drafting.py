@@ -27,12 +27,12 @@ from lucid_deploy.runtimes.session import MOST, Array, Session
 
 MODES = ("off", "lookup", "draft")
 
-MOST_DRAFTS = MOST - 1  # one place of the step is for the token that is known
+MOST_DRAFTS = MOST - 1  # one token of a step is the one that was chosen last
 LONGEST = 4  # tokens of the longest n-gram that is looked up
 _FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # tokens drafted at first, by the length of the n-gram that was found
-_MOST_PAUSE = 63  # steps without drafts
+_MOST_PAUSE = 63  # most successive steps without drafts
 _FIRST_ROOM = 1024  # tokens that a text's buffer holds at first
-_FIRST_LENGTH = 4  # tokens that a model drafts at first
+_FIRST_LENGTH = 4  # tokens that a draft model drafts at first
 _NOT_TOKENS = ("version", "truncation", "padding")  # keys of tokenizer.json that do not change the tokens' ids
 
 
@@ -104,7 +104,7 @@ class LookupDrafter(Drafter):
     def __init__(self) -> None:
         self._room, self._count = np.zeros(_FIRST_ROOM, np.int32), 0
         self._lengths = {n: DraftLength(length) for n, length in _FIRST_LENGTHS.items()}
-        self._used = 0  # n of the last proposal
+        self._used = 0  # length of the n-gram of the last proposal
 
     def add(self, tokens: Sequence[int]) -> None:
         end = self._count + len(tokens)
@@ -117,7 +117,7 @@ class LookupDrafter(Drafter):
         # One pass finds the places of the last token. An index of n-grams took 7 ms to fill with 8192 tokens, and 100
         # times their memory.
         text, found = self._text, 0
-        places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # where the text goes on after what was found
+        places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # positions after the earlier occurrences
         while len(longer) and found < LONGEST:
             places, found = longer, found + 1
             longer = places[places > found]
@@ -135,7 +135,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return ``count`` tokens from ``start``, starting over at the text's end; stop before a token of ``ends``."""
+        """Return ``count`` tokens from ``start``, repeating them at the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
@@ -153,7 +153,7 @@ class ModelDrafter(Drafter):
         self._cache = session.empty_cache(1)
         self._held: list[int] = []  # tokens in the cache
         self._ids: list[int] = []  # the text
-        self._is_lost = False  # whether the text has a token that the model does not know
+        self._is_lost = False  # whether the text has a token that the draft model does not know
         self._length = DraftLength(_FIRST_LENGTH)
 
     def add(self, tokens: Sequence[int]) -> None:
@@ -191,7 +191,7 @@ class ModelDrafter(Drafter):
         return logits
 
     def _go_back(self) -> None:
-        """Drop cached tokens that differ from the text, and the text's last one, which has to run for its logits."""
+        """Cut the cache where it differs from the text, or before the text's last token, whose logits are needed."""
         pairs = zip(self._held, self._ids[:-1], strict=False)
         shared = next(
             (i for i, (held, said) in enumerate(pairs) if held != said), min(len(self._held), len(self._ids) - 1)
@@ -217,7 +217,7 @@ class ModelDrafters:
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:
-    """Raise a LucidError unless token ids mean the same to both and ``draft`` can take back rejected drafts."""
+    """Raise a LucidError unless both have the same token ids and ``draft`` can drop rejected drafts from its cache."""
     if _tokens(artifact) != _tokens(draft):
         raise LucidError(
             f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
@@ -234,7 +234,7 @@ def check_draft(artifact: Artifact, draft: Artifact) -> None:
 
 
 def _tokens(artifact: Artifact) -> dict[str, Any] | None:
-    """Return the parts of an artifact's tokenizer.json that give tokens their ids; None if it has none."""
+    """Return an artifact's tokenizer.json without the keys that do not change token ids; None if it has none."""
     path = artifact.path("tokenizer.json")
     if not path.is_file():
         return None

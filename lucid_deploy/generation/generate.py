@@ -1,4 +1,4 @@
-"""Generation of one text over any session: prefill once, then decode; and conversations over one cache."""
+"""Generate one answer with any session: prefill the prompt, then decode; and conversations that reuse a cache."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Generation:
     """A running generation of one prompt. Iterate over it for the tokens.
 
     Attributes:
-        prefill_chunk: Tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
+        prefill_chunk: Most tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer; that token is not yielded.
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
         progress: Called after each chunk of the prompt with (tokens done, tokens to run); neither counts cached tokens.
         guide: Says which tokens may come next, for an answer with a constraint; None: all may.
         cache: Already holds the first tokens of the prompt; the others are added to it. None: a new one.
-        drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
+        drafter: Guesses the next tokens, which the model verifies in one step; None: each step decodes one token.
         drafts: Counts of drafted and accepted tokens.
     """
 
@@ -159,7 +159,7 @@ class Conversation:
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
         """Yield the new token ids after a prompt, which is the whole text so far. Close the iterator to end the answer.
 
-        ``progress`` is called after each chunk of the new part of the prompt with (tokens done, tokens in all).
+        ``progress`` is called after each chunk with (tokens done, tokens to run); neither counts cached tokens.
         """
         guide = None if self._guides is None else self._guides()
         drafter = None if self._drafters is None else self._drafters()
@@ -197,13 +197,13 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache of as much of a prompt's beginning as is known, but not of the last token, which must run."""
+        """Return a cache of the computed beginning of a prompt, never with the prompt's last token, which must run."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:
                 self.session.truncate(self._cache, shared)
                 return self._cache
-            except LucidError:  # a layer that cannot go back
+            except LucidError:  # a layer's cache cannot be cut back
                 if self._prompt is not None:
                     ids, cache = self._prompt
                     if _common(ids, prompt_ids) == len(ids) < len(prompt_ids):

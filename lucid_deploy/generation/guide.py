@@ -33,7 +33,7 @@ MASK_SECONDS = 2.0
 MASK_SECONDS_PER_TOKEN = 0.002
 SLOW_SHARE = 0.1  # of that time; beyond it, an answer's masks are computed by one thread of low priority
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
+_TRIALS, _TRIAL_LENGTH = 64, 6  # number of random texts, and of tokens in each, that _check decodes
 
 
 class Guide:
@@ -153,7 +153,7 @@ class _Vocabulary:
                 self.first[token] = len(self.tokens)
                 self.tokens.append(data)
         self.size, self.ends = size, np.array(ends, dtype=np.int64)
-        self.eos_token_id, self.bos_token_id = len(self.tokens), None  # an id of its own, as a model may have none
+        self.eos_token_id, self.bos_token_id = len(self.tokens), None  # a new id for EOS: a model may have none
         self.ends_known = [*ends, self.eos_token_id]
         self.tokens.append(b"")
         for token in self.ends_known:
@@ -194,7 +194,7 @@ class GuideFactory:
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._slow_pool = ThreadPoolExecutor(1, "lucid-guide-slow", _lower_priority)
-        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # so that no mask waits for it
+        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # so that no mask waits for a compilation
         self._lock = threading.Lock()  # protects the next three
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None

@@ -12,9 +12,9 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.json_fields import clipped
 from lucid_deploy.runtimes.session import Array
 
-MOST_BIAS = 100.0  # OpenAI's
-MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
-LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond these, logits may overflow, which makes draws wrong
+MOST_BIAS = 100.0  # as OpenAI allows
+MOST_PENALTY = 2.0  # of presence and of frequency, as OpenAI allows
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # far beyond these, logits overflow and sampling fails
 
 
 class NoTokenLeft(LucidError):
@@ -26,15 +26,15 @@ class Sampling:
     """How the next token is chosen; a value out of range raises a LucidError.
 
     Attributes:
-        temperature: 0 takes the most likely token; above, logits are divided by it before sampling.
+        temperature: 0 takes the most likely token; above 0, logits are divided by it before sampling.
         top_k: Sample among this many most likely tokens; 0 is all.
         top_p: Sample among the fewest most likely tokens whose probabilities add up to this; 1 is all.
         seed: Seed of the random generator, 0 or more; None: a random one.
         min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
         presence_penalty: Subtracted from the logit of every token that was generated before; −2 to 2.
         frequency_penalty: Subtracted from a token's logit once for each time that it was generated; −2 to 2.
-        repetition_penalty: Divides the positive logits of tokens that prompt or answer have, and multiplies their
-            negative ones; 0.01 to 100, 1 is none.
+        repetition_penalty: Divides the logits of tokens in the prompt or the answer so far where they are positive, and
+            multiplies them where they are negative; 0.01 to 100, 1 is none.
         logit_bias: Pairs (token id, number from −100 to 100 that is added to its logit).
         bad_words: Sequences of token ids that never occur in an answer.
     """
@@ -80,7 +80,7 @@ class Sampling:
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
     def check(self, vocabulary: int) -> None:
-        """Raise a LucidError for token ids outside a vocabulary of so many tokens."""
+        """Raise a LucidError if a token id of ``logit_bias`` or ``bad_words`` is not below ``vocabulary``."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in self.logit_bias]),
             ("bad_words", [token for word in self.bad_words for token in word]),
@@ -215,7 +215,7 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     with np.errstate(over="ignore"):  # the temperature may be almost 0
         scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
-    if sampling.min_p:  # exp(scaled) is the share of the likeliest token's probability
+    if sampling.min_p:  # exp(scaled): a token's probability over that of the likeliest
         order = order[: int(np.count_nonzero(np.exp(scaled) >= sampling.min_p))]
     keep = order[: sampling.top_k] if sampling.top_k else order
     probabilities = np.exp(scaled[keep] - scaled[keep[0]])
@@ -240,7 +240,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the token ids of each word at the start of a text and, if they differ, after a space, as vLLM does."""
+    """Return each word's token ids, and those after a space if as many and with another first token, as vLLM does."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

@@ -5,7 +5,7 @@ Speculative decoding: one step runs guessed tokens too, and their logits are use
     1. The model runs the token that was chosen last and the drafted ones after it in one step, for the logits of all.
     2. The next token is chosen from the first of these logits, as in plain decoding. If it equals the first draft, the
        token after it is chosen from that draft's logits without another step, and so on.
-    3. When another token is chosen, the cache rows of unused drafts are dropped; this is exact: rows of Y never change.
+    3. When another token is chosen, unused drafts' cache rows are dropped; this is exact: rows of K and Y never change.
 
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
@@ -29,8 +29,8 @@ from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 
 log = logging.getLogger("lucid_deploy.generation")
-_NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what another order of sums changes
-# In half precision, one step moved the gap of two logits by up to 0.0012 in float16 and 0.0081 in bfloat16.
+_NEAR = {"float32": 1e-4, "float64": 1e-9}  # share of the largest logit, well above the effect of another order of sums
+# In half precision, one step moved the gap of two logits by up to 0.0012 (float16) or 0.0081 (bfloat16) of the largest.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
 # Largest rounding error of a cached value, as a share of the largest value in its row.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -86,7 +86,7 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, repetition: float 
     """Return whether the two best tokens are so close that rounding may decide between them.
 
     ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``; the penalty ``repetition`` may have scaled the
-    rounding of either token. ``share`` is what :func:`near_share` returns.
+    rounding error of either logit. ``share`` is what :func:`near_share` returns.
     """
     near = share * max(logits.max(), -logits.min()) * max(repetition, 1 / repetition)
     return int(np.count_nonzero(adjusted.max() - adjusted <= near)) > 1  # the best token itself is counted

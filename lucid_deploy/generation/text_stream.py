@@ -1,4 +1,4 @@
-"""Stream text from tokens: whole characters, and stop strings."""
+"""Turn tokens into text as they come, in whole characters and up to a stop string; and single tokens into text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 
 _CONTEXT = 4  # pieces that are decoded again with what follows them
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at most
-_HELD = 4 * _LONGEST_CHARACTER  # tokens held back at most
+_LONGEST_CHARACTER = 4  # bytes of a character in UTF-8, and so the most tokens that it takes
+_HELD = 4 * _LONGEST_CHARACTER  # from so many held tokens on, text before an incomplete last character is released
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that stands for one byte, of tokenizers that fall back to bytes
 _SPACE = "▁"  # U+2581, a space in the vocabularies of SentencePiece
 
@@ -77,7 +77,7 @@ class TextStream:
         """Move the first ``count`` held ids, whose text is ``text``, to the context; return the text."""
         self._context.append((self._held[:count], text))
         self._held = self._held[count:]
-        if any(piece for _, piece in self._context[-_CONTEXT:]):  # else the next piece may lose its space
+        if any(piece for _, piece in self._context[-_CONTEXT:]):  # if all are empty, the next piece may lose its space
             del self._context[:-_CONTEXT]
         del self._context[: -8 * _CONTEXT]
         return text

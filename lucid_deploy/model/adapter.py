@@ -29,7 +29,7 @@ _PARTS = re.compile(r"(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
 
 
 class _AdapterFile(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys of ``adapter_config.json`` that decide what an adapter computes, with PEFT's defaults."""
+    """The keys of ``adapter_config.json`` that this package reads, with PEFT's defaults."""
 
     peft_type: str
     r: Size = 8
@@ -65,7 +65,7 @@ class _Update:
 
 
 class Adapter:
-    """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it; a LucidError refuses unsupported ones.
+    """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it; opening an unsupported one raises a LucidError.
 
     ``base`` is the path or Hub name of the model that it was trained on, or empty if the adapter does not say.
     """
@@ -125,7 +125,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Add the update to ``weight``, in float32, or float64 if that is its type; return a replacement as stored."""
+        """Return ``weight`` or its replacement; an update is added in float32, or in float64 for float64 weights."""
         import torch
 
         if name in self._replaced:

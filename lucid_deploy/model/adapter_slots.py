@@ -1,6 +1,6 @@
 """LoRA adapters beside the weights of a PyTorch model: every row of a batch chooses one.
 
-A linear layer y = W x becomes y = W x + (x A_i) B_i, where i is the row's adapter. The matrices of all adapters are
+A linear layer y = x Wᵀ becomes y = x Wᵀ + (x A_i) B_i, where i is the row's adapter. The matrices of all adapters are
 stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 is zeros: the base model alone.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.lucid import CausalModel
 
-A, B = ".lora_A", ".lora_B"  # suffixes: with a linear layer's name before them they name its stacked matrices
+A, B = ".lora_A", ".lora_B"  # appended to a linear layer's name, they name its stacked matrices
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Slots:
     """The room that a model has for adapters: in which layers, for how many, of which rank."""
 
     targets: tuple[str, ...]  # names of linear layers within a layer, such as self_attn.q_proj, and lm_head
-    count: int  # the most adapters, the base not counted
-    rank: int  # the largest rank
+    count: int  # how many adapters there can be, slot 0 (the base model) not counted
+    rank: int  # the rank of the stacked matrices, the largest that an adapter can have
 
 
 def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:

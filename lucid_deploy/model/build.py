@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Turn the content of ``config.json`` into a configuration, for a family here or a class of transformers."""
+    """Turn ``config.json``'s content into a configuration, for a family of this package or a class of transformers."""
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)
     from lucid_deploy.model.transformers_class.configuration import parse_class_config
@@ -46,7 +46,7 @@ def family_for(config: LucidConfig) -> Family:
 
 
 class _ClassFamily(Family):
-    """A model class of transformers as a family: where checkpoints store its parameters, and what the class ignores."""
+    """A model class of transformers as a family: where checkpoints store its parameters, and tensors it ignores."""
 
     def __init__(self, model: Any) -> None:
         self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
@@ -57,7 +57,7 @@ class _ClassFamily(Family):
 
 
 def _names_class(raw: dict[str, Any]) -> bool:
-    """Whether only a model class of transformers, and no family here, computes the model of ``config.json``."""
+    """Whether a model class of transformers, and no family of this package, computes the model of ``config.json``."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or (family_of(raw) is not None and not _is_special_llama(raw)):
         return False

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _DERIVED = ("rotary_emb.inv_freq",)  # buffers of old Llama checkpoints; they follow from the configuration
-_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; other types are quantized and need scales
+_DTYPES = ("F64", "F32", "F16", "BF16")  # types of unquantized weights, as safetensors spells them
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -88,7 +88,7 @@ class Checkpoint:
         self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = find_tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
-        self._named = {name: name for name in self._file_of}  # the tensor in the files, by the name the family gives
+        self._named = {name: name for name in self._file_of}  # names in the files, by the names that the family expects
         self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config, of_tokens = _with_generation_eos(config, self.directory)
@@ -346,7 +346,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint's model, without gradients, float32 by default; ``progress`` gets (weights done, of all)."""
+    """Load a checkpoint's model, without gradients, float32 by default; ``progress`` gets (weights loaded, in all)."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)

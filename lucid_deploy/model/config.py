@@ -15,7 +15,7 @@ from msgspec import Meta
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import UNIT
 
-LUCID, STANDARD, WINDOW = "lucid", "standard", "window"  # kinds of layers
+LUCID, STANDARD, WINDOW = "lucid", "standard", "window"  # kinds of attention layers
 LUCID_TYPES = ("lucid", "oglucid")  # the values of attention_type that mean LUCID
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
 LARGEST_WINDOW = 2**20  # tokens
@@ -76,7 +76,7 @@ class AttentionShape:
     softcap: float | None = None  # the scores s become softcap · tanh(s / softcap); None: they stay
     weights: tuple[str, ...] = ()  # names of the weights of the module that calls attention, without the layer's prefix
     like: int = 0  # index of the first layer that differs from this one only in the values of its weights
-    sinks: bool = False  # whether the softmax has a score of its own for each query head beside those of the tokens
+    sinks: bool = False  # whether the softmax has, for each query head, one more score beside those of the tokens
     # how many experts its MLP has, and how many of them a token chooses; None: it has none
     experts: tuple[int, int] | None = None
     is_delta: bool = False  # whether it is a layer of the gated delta rule, which does not attend
@@ -111,7 +111,7 @@ class LucidConfig:
     # none, or after_rope: after rotation, queries and keys go through RMS norms with weights of width head_dim, q_norm
     # and k_norm. The cache holds the normed keys.
     qk_norm: _Norm = "none"
-    family: str = "llama"  # the model family, see lucid_deploy.model.families
+    family: str = "llama"  # model_type of a family in lucid_deploy.model.families, or of a class of transformers
     attention_output_bias: bool = False  # whether o_proj has a bias
     sliding_window: int | None = None  # how many tokens, itself included, a token sees in window layers
     rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all

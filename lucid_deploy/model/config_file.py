@@ -1,4 +1,4 @@
-"""``config.json`` as a file: JSON, and the keys that are read, with types and ranges checked strictly."""
+"""Read ``config.json``: parse the JSON, and check the types and ranges of the supported keys strictly."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Tokens = _Token | list[_Token]
 
 
 class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
-    """The supported keys of ``config.json``; defaults are ``LlamaConfig``'s, but no bos or eos token."""
+    """The supported keys of Llama and LUCID; defaults are ``LlamaConfig``'s, but without bos and eos tokens."""
 
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
     num_hidden_layers: Layers
     num_attention_heads: Size
-    num_key_value_heads: Size | UnsetType = UNSET  # as many as num_attention_heads
-    head_dim: Size | UnsetType = UNSET  # hidden_size // num_attention_heads
+    num_key_value_heads: Size | UnsetType = UNSET  # unset: num_attention_heads
+    head_dim: Size | UnsetType = UNSET  # unset: hidden_size // num_attention_heads
     rms_norm_eps: Positive = 1e-6
     max_position_embeddings: Context = 2048
     tie_word_embeddings: bool = False
@@ -97,7 +97,7 @@ def read_object(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     try:
         raw = finite(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number beyond all bounds
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number that is not finite
         raise LucidError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")

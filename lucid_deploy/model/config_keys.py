@@ -101,14 +101,14 @@ _CHANGES: tuple[tuple[Harmless, str], ...] = (
 CHANGES: dict[str, Harmless] = {key: harmless for harmless, keys in _CHANGES for key in keys.split()}
 # Keys that say which layers are LUCID, or attend over a window. Without LUCID, only the family's own are accepted.
 LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
-# These have a meaning only together with another key, which is checked.
+# Keys that matter only together with another key; that key is checked or refused.
 WITH_OTHERS = frozenset(
     ("architectures", "max_window_layers", "model_type", "original_max_position_embeddings", "use_sliding_window")
 )
 KNOWN = COMPUTED | CHANGES.keys() | WITH_OTHERS | NO_EFFECT
 
 ROPE_BLOCKS = ("rope_scaling", "rope_parameters")
-# By type of a rope block, the keys that it must have. Any type may have those of _ROPE_ALWAYS; llama3 needs the last.
+# By type of rope block, the keys that it must have; llama3 also the last of _ROPE_ALWAYS, which any block may have.
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -230,7 +230,7 @@ def check_lucid_keys(raw: dict[str, Any], where: str, own: Collection[str] = ())
 
 def _refused(raw: dict[str, Any], family: Family) -> list[str]:
     own = {*family.computed, *family.ignored}
-    if raw.get("attention_type") in LUCID_TYPES:  # any family may have LUCID layers, and others by layer_types
+    if raw.get("attention_type") in LUCID_TYPES:  # then any family may have these keys
         own |= set(LAYER_KEYS) if raw.get("layer_types") else {"lucid_layers"}
     if raw.get("use_sliding_window") is False:
         own.add("sliding_window")

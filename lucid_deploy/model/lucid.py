@@ -2,9 +2,9 @@
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))        (arXiv 2602.10410)
 
-The rest is Llama. Parameter names are those of Hugging Face's ``LlamaForCausalLM``, so its checkpoints load as is.
-What a layer caches is described in :mod:`lucid_deploy.model.layers`: ``lucid`` layers cache raw keys K and
-preconditioned values Y, ``standard`` layers keys and values.
+K̂ is K after an RMS norm. The rest is Llama, with the parameter names of Hugging Face's ``LlamaForCausalLM``, so that
+its checkpoints load as is. What a layer caches is described in :mod:`lucid_deploy.model.layers`: ``lucid`` layers cache
+raw keys K and preconditioned values Y, ``standard`` layers keys and values.
 
 Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden.
 """

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Step:
-    """Arguments that all layers of one call share.
+    """The arguments of a layer besides its input and cache; all layers of a call share them, except for ``rope``.
 
     Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
     """

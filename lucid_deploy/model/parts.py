@@ -1,4 +1,4 @@
-"""Modules of models with layers of any kind: RMS norm, feed-forward layer, output projection."""
+"""Modules that models have whatever the kinds of their layers: RMS norm, feed-forward layer, output projection."""
 
 from __future__ import annotations
 

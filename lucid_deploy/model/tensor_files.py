@@ -12,7 +12,7 @@ from lucid_deploy.model.variants import listed
 
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 
-_LONGEST_NAME = 255  # bytes, of Linux' and macOS' file systems
+_LONGEST_NAME = 255  # bytes of a file name, the limit on Linux and macOS
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Return whether a file of a checkpoint or artifact, by its relative path with ``/``, belongs to a tokenizer."""
+    """Return whether a relative path with ``/`` names a file of a tokenizer, or ``generation_config.json``."""
     folder, _, file = name.rpartition("/")
     return name in TOKENIZER_FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
 
@@ -35,7 +35,7 @@ def named_templates(directory: Path) -> dict[str, Path]:
 
 
 def tokenizer_files(directory: Path) -> list[str]:
-    """Return the tokenizer files of a directory, as relative paths with ``/``."""
+    """Return the files of a directory that :func:`is_tokenizer_file` accepts, as relative paths with ``/``."""
     named = [f"{TEMPLATE_FOLDER}/{path.name}" for path in named_templates(directory).values()]
     return [name for name in TOKENIZER_FILES if (directory / name).is_file()] + named
 

@@ -36,8 +36,8 @@ from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = 512  # causes are looked for in this many first tokens: a head's float64 matrix is 2 MiB then
-FITS = 0.25  # a guess explains an error if it leaves at most this share of it
+TOKENS = 512  # only so many first tokens are searched for causes: E of one head, in float64, takes 2 MiB
+FITS = 0.25  # a guess explains an error if its tensor leaves at most this share of the error
 CONFINED = 0.95  # a hint names a head, or one or two features, in which at least this share of an error's energy lies
 LARGE = 0.3  # relative error beyond which a tensor looks like another layer's
 LOW_E = "E (the exponentials) is in {}; it must be float32."
@@ -48,7 +48,7 @@ WORDS = {UNIT: "1", TRAINING: "training's"}
 class Explanation:
     """Where an error starts, and why."""
 
-    scenarios: tuple[str, ...]  # that were run again; the first is that of the failure, if there was one
+    scenarios: tuple[str, ...]  # those that were run again, by name; first the one that failed, if any
     findings: tuple[WorstOwnError, ...] = ()  # by scenario and part: the first own error that failed, else the largest
     hint: str = ""  # a likely cause of the first own error beyond its gate
     unavailable: str | None = None  # why the layers could not be run by themselves
@@ -124,7 +124,7 @@ def explain(
 ) -> Explanation:
     """Find the layer and the part in which the error of the candidate's ``layers`` starts, in the targets' scenarios.
 
-    The hint is about the target that fails in the earliest part, or the first of several. Models are opened in turn.
+    The hint is about the first of the targets that fail in the earliest part. Models are opened one after the other.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -238,7 +238,7 @@ def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick
     """Rerun the candidate's layers; return what the layer of ``finding`` computes when fed in the way that failed.
 
     Returns:
-        The batch row with the larger error; None if all tokens fed in that way come after the first ``TOKENS``.
+        Evidence from each call's worst batch row; None if all tokens fed in that way come after the first ``TOKENS``.
     """
     layer, kind = finding.part.layer, 0 if finding.part.word == "K" else 2
     k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in solve_tensors(inside.states, layer))

@@ -10,7 +10,7 @@ its mistake, which has nothing to do with the type.
 at least ``FLOOR_UNITS`` units in the last place: the error at a single position may be near zero by luck. It applies to
 every position of the candidate, in every schedule. Schedules are the same function unless the cache rounds (then see
 :mod:`.rounded_cache`): in float64 they agree to about 1e-13, so one reference serves all. Scenarios that may have too
-few different tokens (the greedy one, short ones, one repeated token; in a quick run all) get the widest gate below 1.
+few different tokens (the greedy one, short ones, one repeated token; all in a quick run) get the widest gate below 1.
 
 **Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for the size factors
 of :mod:`.rounded_cache`, at most 1 for Y, whose scale is the largest row so far. Where the gate is at least that, zeros
@@ -39,7 +39,7 @@ from lucid_deploy.parity.metrics import (
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace
 from lucid_deploy.runtimes.session import Array
 
-# A different order of summation, fused or not, changes rounding errors by a small factor: 2 to 3 between correct
+# Another order of summation, or fused operations, change rounding errors by a small factor: 2 to 3 between correct
 # implementations of one matrix product. 4 leaves room for that and for nothing else.
 FACTOR = 4.0
 # Two units in the last place. Where the baseline is exact by luck (a value that is only copied), a correct candidate
@@ -66,7 +66,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor of the candidate in one scenario and schedule, against the reference; positions leave out padding."""
+    """One tensor of the candidate in one scenario and schedule, against the reference; padding is not counted."""
 
     scenario: str
     schedule: str
@@ -79,7 +79,7 @@ class Comparison:
     start: int = 0  # position of the first row
     errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)  # by row, float64 (T,)
     blind_positions: int = 0  # number of rows at which zeros would have passed although the reference is not zero
-    against: str = ""  # the reference's kind; empty: our own model
+    against: str = ""  # kind of the other reference, such as "golden file"; empty: compared with our own model
 
     @property
     def where(self) -> str:
@@ -88,7 +88,7 @@ class Comparison:
 
     @property
     def judged(self) -> bool:
-        """Whether this comparison could have failed, or did: zeros would not have passed at every position."""
+        """Whether this comparison failed or could have failed: not all positions are blind."""
         return self.failed_at is not None or self.blind_positions < len(self.errors)
 
     @property
@@ -110,9 +110,9 @@ class Coverage:
     """How many of the comparisons could have failed."""
 
     total: int
-    judged: int  # zeros would have failed them, or they did fail
-    blind_positions: int  # of the judged comparisons: positions at which zeros would have passed
-    positions: int  # of the judged comparisons
+    judged: int  # comparisons that failed or could have failed
+    blind_positions: int  # positions of the judged comparisons that are blind: zeros would have passed there
+    positions: int  # all positions of the judged comparisons
 
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> Coverage:

@@ -32,7 +32,7 @@ KIND = "golden file"
 VERSION = "1"
 IDS, LOGITS = "input_ids", "logits"
 AGAIN = "Write it again with examples/dump_golden.py."
-STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by safetensors' name
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # type by safetensors' name
 INTEGERS = ("I64", "I32", "U32", "I16", "U16", "U8")
 
 
@@ -55,7 +55,7 @@ class Golden:
         return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
-        """Return two scenarios a row (one if it has 2 tokens): a prompt with decode steps, and a prompt of one token.
+        """Return two scenarios for each row (one if it has 2 tokens): a prompt with decode steps, a prompt of 1 token.
 
         The first is fed by every schedule but "in turns", and its logits are compared from the prompt's last token on.
         The second is fed one-shot only, and all its logits are compared. Rows are cut to :meth:`tokens_used`.
@@ -71,7 +71,7 @@ class Golden:
         return found
 
     def tokens_used(self, limit: int, workload: Workload) -> int:
-        """Return how many tokens of each row are run: as many as fit ``limit`` with padding, fewer in a quick run."""
+        """Return how many tokens of a row are run: what ``limit`` allows with padding, less in a reduced workload."""
         tokens = min(self.ids.shape[1], limit - PADDING)
         return tokens if workload.has_all_sequences else min(tokens, workload.prompt_tokens + workload.steps)
 

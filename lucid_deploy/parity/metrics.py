@@ -21,7 +21,7 @@ class TensorMetrics:
     max_abs: float  # largest absolute difference of an element
     relative_l2: float  # norm of the difference over the norm of the reference, the whole tensor at once
     worst_position_error: float  # largest relative L2 error of a position
-    worst_position: int  # index of that position among the rows
+    worst_position: int  # index of that position among the rows; in a Comparison, position in the sequence
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LogitMetrics:
     positions: int
     agreed: int  # positions with the same most likely token
     near_ties: int  # positions with another one, whose reference logit is within tie_margin of the largest
-    disagreed: int  # positions with another one beyond tie_margin
+    disagreed: int  # positions with another one beyond tie_margin, or with logits that are not finite
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:

@@ -32,7 +32,7 @@ class ReferenceStates:
     states: LayerStates  # of all tokens in one prefill, in float64
     logits: Array  # of the last prompt token and every token after it, (1, S + 1, vocab)
     layers: tuple[LayerDescription, ...]
-    pasts: dict[int, Past] = field(default_factory=dict)  # by number of tokens; empty if layers cache only rows
+    pasts: dict[int, Past] = field(default_factory=dict)  # caches after so many tokens; empty if layers cache only rows
 
     @property
     def ids(self) -> Array:

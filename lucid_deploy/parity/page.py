@@ -16,10 +16,10 @@ from lucid_deploy.parity.record import KINDS
 from lucid_deploy.parity.results import Verification
 
 TEMPLATES = Path(__file__).parent / "templates"
-LINES = 5  # layers in one chart
+LINES = 5  # most layers drawn in one chart
 WIDTH, HEIGHT = 720, 280  # of a chart, in the drawing's own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 70, 12, 12, 40  # margins for labels
-GATE_STYLE = 5  # of the style sheet's series s0 … s5
+GATE_STYLE = 5  # the gates' line is drawn as s5, of the style sheet's series s0 … s5
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) ->
 
 
 def _ticks(first: float, last: float) -> list[float]:
-    """Return about six evenly spaced whole numbers from ``first`` to ``last``."""
+    """Return at most seven evenly spaced whole numbers from ``first`` to ``last``."""
     if last <= first:
         return [first]
     rough = (last - first) / 6

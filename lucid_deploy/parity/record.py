@@ -78,7 +78,7 @@ class TensorRows:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session computed: the cache of every layer at all positions, and logits from the last prompt token on."""
+    """What a session computed: what every layer caches, and the logits from the last prompt token on."""
 
     tensors: dict[TensorId, TensorRows]  # in the order of computation
 

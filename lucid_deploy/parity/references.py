@@ -202,6 +202,6 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
         if record.pieces(name):
             return torch.from_numpy(dequantized(record, name, parts))
         weight = scaled(source.tensor(name), name, folded)
-        return weight.to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
+        return weight.to(getattr(torch, artifact.manifest.dtype))  # stored_weights checks that the artifact has these
 
     return load

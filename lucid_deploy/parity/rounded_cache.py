@@ -1,4 +1,4 @@
-"""Derive gates for a cache that rounds more coarsely than the model computes: for its rows, their size, their reading.
+"""Derive gates for a cache that rounds more coarsely than the model computes: for rows, their size and reading them.
 
 **Rows.** With such a cache the schedules are no longer one function: rows of one call see each other exactly, later
 ones see what was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from
@@ -6,8 +6,8 @@ a baseline that was fed the same way and keeps its cache in the same type.
 
 **Size.** int8 needs wide gates: 4 times its rounding error is too wide to catch a scale that is 1 % wrong. So the
 *size* of K and Y is compared with a second reference, float64 that is fed the same way and rounds its cache to the same
-type. Both round nearly the same values, so nearly all codes are equal. The size is the factor by which the second
-reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
+type. Both round nearly the same values, so nearly all codes are equal. The size is the coefficient of the tensor's
+projection onto the second reference, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
 wrote have a size each, since different graphs encode them. A wrong scale changes the size; errors of random sign do
 not. The gate is ``FACTOR`` times the largest of: the baseline's own deviation from 1; its relative error over the root
 of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the change
@@ -53,7 +53,7 @@ Gates = dict[TensorId, Gate]
 # Most rows whose errors count as independent: those of neighbouring rows are correlated, since Y carries them on.
 # Without this bound the error of a correct candidate was 0.6 of its gate, where 0.1 is usual.
 INDEPENDENT = 32
-_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next, as a share of it
+_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next smaller one, as a share of it
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def compare_sizes(
 
 
 def size_factors(actual: Array, rounded: Array) -> Array:
-    """Return the factor, ``(B,)``, by which each batch row ``(T, F)`` contains the second reference; 1 is right."""
+    """Return the coefficient ``(B,)`` of each batch row ``(T, F)`` projected onto the second reference; 1 is right."""
     flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
     square = (target * target).sum(1)
     shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)

@@ -18,14 +18,14 @@ from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
 # schedule decodes only the last FEW_STEPS tokens, by the prefill of the tokens before these.
 PROMPT_TOKENS = 250
 DECODE_STEPS = 32
-# Tokens decoded at the end of most schedules; all are decoded "by token" and, in the greedy scenario, one-shot. That is
-# enough: a step depends only on its token and the cache, and what a schedule left in the cache is compared too.
+# Tokens decoded at the end of most schedules; `Schedule.fed` has the exceptions. That is enough: a decode step
+# depends only on its token and the cache, and what a schedule left in the cache is compared too.
 FEW_STEPS = 8
 PADDING = 5  # padded columns of the padded schedule, no multiple of a block; 3 in its first call, 2 in its second
 DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
 REJECTED = 2  # wrong tokens after the drafts of the first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
-# Chunk lengths, in turn: one row, two, half a block, most of the way to 128, sevens across it, half a block and one,
+# Chunk lengths, in turn: one token, two, half a block, most of the way to 128, sevens across it, half a block and one,
 # most of the way to 256, sevens across it, then what is left, at most 129 (5 tokens of a default prompt).
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
@@ -48,7 +48,7 @@ class Scenario:
     # whether most positions have the same few rounding errors, as where nearly all tokens are the same: these are too
     # few to derive a gate from
     few_draws: bool = False
-    alone: bool = False  # whether schedules that batch scenarios skip it; another one with random tokens stands in
+    alone: bool = False  # whether schedules that batch scenarios skip it: a full run has another with random tokens
 
     @property
     def length(self) -> int:

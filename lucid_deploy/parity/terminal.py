@@ -1,4 +1,4 @@
-"""Show the result on a terminal of 80 columns: verdict, worst case of every tensor, causes, and what was checked."""
+"""Show a verification on a terminal of 80 columns: verdict, worst case of each tensor, causes, what was checked."""
 
 from __future__ import annotations
 

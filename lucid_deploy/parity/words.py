@@ -54,8 +54,8 @@ def _failure(found: Verification) -> str:
 def not_proven(found: Verification) -> list[str]:
     """Return the reasons why passing would prove too little to a user, each as the start of a sentence.
 
-    Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. There each layer
-    by itself, on the reference's inputs, is proof enough.
+    Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. Then it is proof
+    enough that each layer by itself passes on the reference's inputs.
     """
     proven = found.rounded_inputs and found.explanation is not None and found.explanation.every_layer_passed
     reasons = [] if proven else list(_doubts(found))

@@ -72,7 +72,7 @@ class CacheOperations(ABC, Generic[Tensor]):
     ) -> Cache[Tensor]:
         """Return a cache with the given content: for each layer what :meth:`layer_arrays` returns, and the mask.
 
-        Raw keys K and preconditioned values Y are float32 ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
+        Raw keys K and preconditioned values Y are float32 or wider, ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
         """
         check_arrays(layers, self.layout, *mask.shape)
         ids = np.full(len(mask), self.default_adapter, np.int64) if adapter_ids is None else adapter_ids
@@ -104,14 +104,14 @@ class CacheOperations(ABC, Generic[Tensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        """Whether :meth:`truncate` copies nothing."""
+        """Whether :meth:`truncate` copies nothing, or at most rings."""
         return False
 
     def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[tuple[Tensor, ...]]:
         """Cut all tensors back in their stored form, because decoding and encoding them would round a second time."""
 
         def cut(tensor: CacheTensor, value: Tensor) -> Tensor:
-            # Copied: with one batch row and head the cut is contiguous, and a view would keep the whole tensor.
+            # Copied, because a contiguous view (one batch row and head) would keep the whole tensor in memory.
             return self._from_array(
                 tensor, first_tokens(tensor, self._to_array(tensor, value), length, cache.mask).copy()
             )

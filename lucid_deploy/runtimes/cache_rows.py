@@ -75,8 +75,8 @@ def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -
 def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
     """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
-    Rejected tokens become padding; columns that all rows reject are cut off if truncating copies nothing. A cache with
-    much padding is packed, and always one whose logits were not finite (``is_sound`` False): masking gives 0 · ∞ = NaN.
+    Rejected tokens become padding; columns that all rows reject are cut off if that copies nothing. A cache with much
+    padding is packed, as is any after logits that are not finite (``is_sound`` False): a mask multiplies, 0 · ∞ = NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()

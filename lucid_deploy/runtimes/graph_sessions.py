@@ -18,7 +18,7 @@ from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffe
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
-ROWS = "rows."  # prefix of the names of those inputs and outputs of a shared step that belong to the running rows
+ROWS = "rows."  # prefix of the names of the running rows' inputs and outputs in the graph of StaticSession.run_shared
 _GRAIN = 256  # buffers have room for a multiple of so many columns …
 _SPARE = 8  # … and are at least an eighth (1 / 8) longer than what they hold, so that moving stays cheap per token
 
@@ -103,7 +103,7 @@ class StaticSession(Session[Any]):
 
     @property
     def shares_steps(self) -> bool:
-        """Whether a piece of a prompt can run beside a step, which takes less time than one after the other."""
+        """Whether a piece of a prompt and a decode step of other rows can run together, which is faster."""
         return False
 
     def prepare_shared(self) -> None:

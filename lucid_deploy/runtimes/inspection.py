@@ -18,8 +18,8 @@ from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_M
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
 _RUNTIME = 125 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with a model's graphs, weights aside
-_SCORE_TENSORS = 4  # tensors of the scores' size that exist at once: scores, exponentials, and what is in between
-_DECODED = 4  # tensors at once: K and Y of a layer in float32, before and after they are multiplied by scales
+_SCORE_TENSORS = 4  # tensors of the attention scores' size at once: scores, exponentials, and what is in between
+_DECODED = 4  # float32 tensors that exist at once: K and Y of a layer, before and after multiplying by scales
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def parameters(artifact: Artifact) -> dict[str, int]:
     quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
     parts = () if record is None else tuple(name + part for name in quantized for part in record.parts(name))
     read = [weight for stage in STAGES for weight in artifact.weights(stage) if weight.file == WEIGHTS]
-    packed = {weight.offset for weight in read if weight.name in parts}  # a tied embedding reads the head's bytes
+    packed = {weight.offset for weight in read if weight.name in parts}  # a tied embedding reads them by another name
     sizes = {weight.name: math.prod(weight.shape) for weight in read if weight.offset not in packed}
     sizes |= {name: math.prod(shape) for name, shape in quantized.items()}
     graph, place = artifact.graph("decode").graph, EXPERT_MATMUL.place("W")
@@ -153,12 +153,12 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 
 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
-    """Return, by what takes them, the bytes that a process needs to decode with onnxruntime.
+    """Return the bytes that a process needs to decode with onnxruntime, by what they are for.
 
-    Weights count once, since both graphs read one mapping of the file. Packed copies come on top: one of the quantized
-    weights if the library of kernels multiplies by them; else one per graph of a small model's or of quantized weights.
-    A growing cache exists twice while a token is computed, a static one once, and one of its layers twice while rows
-    move into larger buffers. A cache of another type than the model's is converted to float32 one layer at a time.
+    Weights count once, as both graphs map one file. Packed copies come on top: one of the quantized weights if the
+    library of kernels multiplies by them; else one per graph, of all weights if the model is small, of the quantized
+    ones if not. A growing cache exists twice while a token is computed, a static one once, and one of its layers twice
+    while rows move into larger buffers. A cache not in the model's type is converted to float32 layer by layer.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)

@@ -50,7 +50,7 @@ Past = list[tuple[Array, ...]]  # per layer the tensors of its layout, scales ap
 
 
 class Layers(ABC):
-    """A model whose layers can be run on given inputs; its attributes are a session's of the same names."""
+    """A model whose layers can be run on given inputs. Its attributes are as in :class:`Session`."""
 
     def __init__(
         self, config: LucidConfig, dtype: str, cache_dtype: str, layers: tuple[LayerDescription, ...] | None = None

@@ -42,7 +42,7 @@ class RuntimeOptions:
 
     @property
     def thread_count(self) -> int | None:
-        """Threads for the runtime: the option, or the process's limit; None, where it may use the whole machine."""
+        """Threads for the runtime: the option, or the process's limit; None: no limit, or not on Linux."""
         return self.threads or allowed_threads()
 
     def given(self) -> dict[str, Any]:

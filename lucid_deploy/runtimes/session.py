@@ -101,7 +101,7 @@ class Session(CacheOperations[Tensor]):
     Attributes:
         config: The model's configuration.
         dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
-        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; usually the same.
+        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; usually ``dtype``.
         layers: Descriptions of its layers.
         layout: The tensors that each layer caches.
         runtime: Name of the runtime, such as ``onnxruntime``.
@@ -173,7 +173,7 @@ class Session(CacheOperations[Tensor]):
     def rounds(self) -> bool:
         """Whether arithmetic, cache or inputs of products are rounded, so that results depend on where prompts are cut.
 
-        Arithmetic counts as rounded in half precision: another order of sums changes its results by a thousandth.
+        Arithmetic counts as rounded in half precision: another order of sums changes results by a thousandth or more.
         """
         is_half = self.dtype not in ("float32", "float64")
         return is_half or self.cache_dtype != self.dtype or self.rounded_inputs is not None
@@ -199,7 +199,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def in_place(self) -> StaticSession | None:
-        """This session if it decodes in buffers of the caller's, with a length of its own for each row; else None."""
+        """This session if it can decode in the caller's buffers, where each row has its own length; else None."""
         return None
 
     @property
@@ -305,7 +305,7 @@ class Session(CacheOperations[Tensor]):
         return np.concatenate([run(input_ids[:, part], cache, mask[:, part]) for part in parts], axis=1)
 
     def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
-        """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""
+        """Run new tokens as ``stage`` says and add them to the cache; return the logits of the last ``keep``."""
         tokens = self._new_tokens(input_ids, mask, cache)
         return self._add(stage, tokens, cache, keep, *self._run(stage, tokens, cache.layers, keep))
 

@@ -51,7 +51,7 @@ class Answer:
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
 
     def opening(self) -> Events:
-        """Return the chunks before the first token: the role of a chat."""
+        """Return the chunks before the first token: in a chat, the role of each choice."""
         rows = range(self.job.rows if self.job.chat else 0)
         return [chunk for row in rows for chunk in self._show(row, {"role": "assistant", "content": ""})]
 

@@ -42,7 +42,7 @@ PAGE_HEADERS = {
 }
 
 
-Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # gets the body; None: it streamed
+Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # given the body; None if it was streamed
 
 
 class App:

@@ -21,7 +21,7 @@ class ConnectionLimits:
 
     most: int  # connections that may be open
     idle_seconds: float  # to wait for a client: to send a whole request, to read the answer, or to send another request
-    waiting: dict[Connection, None] = field(default_factory=dict)  # connections that wait, the longest wait first
+    waiting: dict[Connection, None] = field(default_factory=dict)  # those that wait for clients, the longest wait first
 
 
 class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
@@ -30,14 +30,14 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def __init__(self, limits: ConnectionLimits, **rest: Any) -> None:
         super().__init__(**rest)
         self._limits = limits
-        self._current: RequestResponseCycle | None = None  # the request that is answered or was answered last
+        self._current: RequestResponseCycle | None = None  # the request that is being answered or was answered last
         self._buffer = bytearray(READ_BYTES)
         self._timer: asyncio.TimerHandle | None = None
         self._received = self._body = 0  # bytes of the request that arrives now, and those of them that are its body
 
     @property
     def answered(self) -> bool:
-        """Whether the client's last request was answered, and no other one arrives."""
+        """Whether the client's last request was answered, and no other one is arriving."""
         return self._current is not None and self._current.response_complete and not self._received
 
     def drop(self) -> None:

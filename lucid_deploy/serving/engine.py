@@ -42,7 +42,7 @@ class EngineOptions:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)  # what runs it
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # further generations that may wait
-    share_queue: bool = False  # whether a client with several requests may have only half of the queue
+    share_queue: bool = False  # whether a client with several requests gets at most all rows and half of the queue
     prefill_budget: int = 32  # prompt tokens that run between two tokens of running rows; more from 6 rows on
     prefix_tokens: int | None = None  # tokens of prompts and answers kept for reuse; None: see _prefix_tokens
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
@@ -143,7 +143,7 @@ class Engine:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds since the model's step began; 0 between steps."""
+        """Seconds since the batcher's step began or last gave events; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -306,7 +306,7 @@ def open_checked(directory: str) -> Artifact:
 
 
 def _prefix_tokens(session: Session[Any]) -> int:
-    """Return the default budget in tokens, what 1 GiB holds; 0 with TensorRT: storing copies out of GPU memory."""
+    """Return the default token budget: what 1 GiB holds, up to 65,536; 0 with TensorRT (caches are in GPU memory)."""
     from lucid_deploy.generation.prefix_store import token_bytes
 
     return 0 if session.limits is not None else min(PREFIX_BYTES // token_bytes(session.layout), PREFIX_TOKENS)

@@ -102,9 +102,9 @@ class Service:
         self.body_memory = 0  # bytes of bodies that no reader has finished, without FREE_BYTES of each
         self.most_body_memory = BODIES * setup.body_bytes
         self.busy: Counter[str] = Counter()  # number of requests being read or answered, by key
-        self.most_busy = 1000
+        self.most_busy = 1000  # most requests that may be read or answered at once
         self.draining = False  # whether new requests are refused because the server will end
-        # Gets its result when the grace period is over: requests that still run end with an error.
+        # Gets its result when the server stops waiting for requests: those that still run end with an error.
         self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check_ready(self) -> None:
@@ -123,7 +123,7 @@ class Exchange:
         self.headers = self._request.headers
         self.route = "other"  # label in metrics: a known path, or ``other`` for all unknown ones
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
-        self.key = ""  # names the client's API key
+        self.key = ""  # hex digest of the client's API key; empty if there is none
         self.status = 499  # HTTP status, 499 before the answer begins
         self.started = time.perf_counter()
         self._counted = 0  # bytes of the body that count in Service.body_memory
@@ -182,7 +182,7 @@ class Exchange:
         return job
 
     def count(self, size: int) -> None:
-        """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies exceed the memory."""
+        """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies together exceed the bound."""
         service, more = self.service, max(0, size - FREE_BYTES) - self._counted
         if more > 0 and service.body_memory + more > service.most_body_memory:
             raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
@@ -190,7 +190,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work``, once the body is received; cancel it and raise if the client leaves or the time is over."""
+        """Await ``work`` after ``body``; cancel it and raise if the client leaves, time is over or the server ends."""
         seconds, ending = self.service.api.seconds, self.service.ending
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:

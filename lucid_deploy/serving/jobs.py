@@ -1,4 +1,4 @@
-"""Jobs, and the backend that runs them in this process."""
+"""Jobs, each the work of one HTTP request, and the backend that runs them in this process."""
 
 from __future__ import annotations
 

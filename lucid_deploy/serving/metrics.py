@@ -26,7 +26,7 @@ COUNTERS = {
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
-LAST = 1000  # quantiles are over so many values
+LAST = 1000  # quantiles are over this many of the newest values
 
 
 class Times:

@@ -36,7 +36,7 @@ log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 API_REQUESTS = 1000  # requests that an API replica handles at once; the engines decide which are admitted
-PROBE_SECONDS = 2.0  # for an answer to a probe, and between two probes
+PROBE_SECONDS = 2.0  # for an answer to a probe, and between probes while ready
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
 
@@ -162,7 +162,7 @@ class EngineReplica:
         try:
             async for events in self._backend.generate(job):
                 yield events
-        except ApiError as error:  # RayBackend takes any exception for an ended engine
+        except ApiError as error:  # RayBackend would take an exception to mean that the engine ended
             yield error
 
     async def gauges(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Start an application on Ray Serve, with a cluster if there is none, or find the reason why it does not run."""
+"""Start an application on Ray Serve, on a given cluster or a new one, or find the reason why it does not run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def connect(address: str | None, log_level: str) -> None:
 
 
 def check_listening(address: str) -> None:
-    """Check that a server listens at ``HOST:PORT``: Ray itself would try for minutes and ignore signals."""
+    """Raise a LucidError if no server listens at ``HOST:PORT``: Ray itself would try for minutes and ignore signals."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
         return

@@ -20,7 +20,7 @@ from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 log = logging.getLogger("lucid_deploy.serving")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
 LARGE = 16 << 10  # bytes; a body of this size or more leaves one reader free, if there are several
-# So do bodies with a grammar to compile or many words to tokenize, and with escapes that could spell these names.
+# So do bodies with these texts: a grammar to compile, many words to tokenize, or escapes that could spell the names.
 COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 
@@ -61,7 +61,7 @@ class ReaderPool:
         for reader in self._readers:
             self._idle.put_nowait(reader)
         self._costly = asyncio.Semaphore(max(1, count - 1))
-        # For each client's costly and other bodies, so that nobody waits for all bodies of another client.
+        # By client, and whether the body is costly, so that nobody waits for all bodies of another client.
         self._turns: dict[tuple[str, bool], asyncio.Semaphore] = {}
 
     @property

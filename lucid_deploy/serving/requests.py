@@ -20,7 +20,7 @@ from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
-MOST_LOGPROBS_TOGETHER = 160  # alternatives that are reported for one position, over all generations of a request
+MOST_LOGPROBS_TOGETHER = 160  # most alternatives that are reported for one position, over all generations of a request
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 
 
@@ -202,7 +202,7 @@ class RequestReader:
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:
-    """Return a whole number from 1 up to what this server allows; None if it was not given."""
+    """Return the value of a field, perhaps None; raise a FieldError if it is a number outside 1 to ``high``."""
     if value is not None and not 1 <= value <= high:
         raise wrong(name, f"1 to {high}", value)
     return value

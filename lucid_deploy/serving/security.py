@@ -1,4 +1,4 @@
-"""Who may send requests: API keys, and the names under which a server without keys answers."""
+"""Who may send requests: API keys, and the host names that a server without keys answers to."""
 
 from __future__ import annotations
 

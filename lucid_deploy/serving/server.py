@@ -35,7 +35,7 @@ STEP_SECONDS = 5.0  # at the end, for the model's step that runs
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket, opened before the model is loaded; raise a LucidError if the port is in use."""
+    """Return a listening socket; raise a LucidError if the address cannot be used. Call it before loading the model."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         opened = socket.create_server((host, port), family=family, backlog=BACKLOG)

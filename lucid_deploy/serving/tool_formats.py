@@ -1,4 +1,4 @@
-"""How models of a family write calls of tools, and the grammar of an answer that may call them.
+"""The formats in which model families write tool calls, and the grammar of an answer that may call tools.
 
 Formats are read from the files in ``tool_formats`` and recognized by texts in the chat template.
 """

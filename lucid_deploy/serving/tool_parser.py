@@ -1,4 +1,4 @@
-"""Split the text of an answer, as it comes, into content and calls of tools."""
+"""Split the text of an answer, as it comes, into content and tool calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_deploy.serving.tool_formats import ToolFormat
 _LETTERS = string.ascii_letters + string.digits
 
 
-Delta = dict[str, Any]  # what is new of an answer, as a chunk of a chat's stream has it: ``content``, ``tool_calls``
+Delta = dict[str, Any]  # what is new in an answer, as ``delta`` in a chat stream's chunk: ``content``, ``tool_calls``
 
 
 class ToolCallParser:
@@ -44,7 +44,7 @@ class ToolCallParser:
         return self._delta()
 
     def finish(self) -> Delta:
-        """Return the text that is still buffered; call it when no more text comes."""
+        """Return content that is still buffered, but no part of a call; call it when no more text comes."""
         if self._in_content:
             self._shown += self._take(len(self._buffer))
         return self._delta()

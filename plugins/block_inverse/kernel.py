@@ -23,7 +23,7 @@ def invert_unit_lower(b_x, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Return (I + X)⁻¹ for a strictly lower triangular ``(BLOCK, BLOCK)`` X, in float32 and without cancellation.
 
     All 16-wide diagonal blocks are inverted by substitution at once. Then neighbouring inverses are merged until one is
-    left. PRECISION gives the factors of products at least 16 significant bits; sums are float32.
+    left. PRECISION gives the operands of products at least 16 significant bits; sums are float32.
     """
     N_LEAVES: tl.constexpr = BLOCK // LEAF
     o_block = tl.arange(0, N_LEAVES)

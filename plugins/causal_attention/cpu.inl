@@ -1,7 +1,7 @@
 // Causal attention with an online softmax: each task computes a tile of query rows of one head.
 
-constexpr float kHidden = -2e30f; // score of masked tokens: exp(kHidden − peak) is 0 …
-constexpr float kNoPeak = -1e30f; // … even if the row has seen no token yet
+constexpr float kHidden = -2e30f; // score of masked tokens: exp(kHidden − peak) is 0, …
+constexpr float kNoPeak = -1e30f; // … even for this, the peak of a row that has seen no token yet
 
 template <class T>
 struct Attend {

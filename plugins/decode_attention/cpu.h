@@ -19,7 +19,7 @@ struct DecodeArguments {
     const S* y;       // [B, H, P, D]
     const float* k_scale; // [B, H, P, 1] for int8_t, else null
     const float* y_scale; // [B, H, P, 1]
-    const bool* mask; // [B, P + N]
+    const bool* mask; // [B, P + N], without solving [B, P]
     T* o;             // [B, H·G, N, D]
     T* y_new;         // [B, H, N, D], with y_step elements between heads
     size_t y_step;    // N·D, or (P + N)·D if y_new is a part of y_present

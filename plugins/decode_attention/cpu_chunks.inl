@@ -1,11 +1,11 @@
 // Attention of a few new tokens over the cache, for all query heads of a key/value head and the new keys, in one pass.
 //
 // The N new keys are extra rows beside the N·G queries. T is the model's type, S the cache's: rows of float, Half or int8_t
-// are converted in registers. The scale of an int8 row of K multiplies its scores, that of a row of Y its weights, so that
-// rows are never written as floats. Each task takes a chunk of the context, and writes peaks, totals and sums to the
-// workspace.
+// are converted in registers, except keys that are transposed first and rows narrower than a vector. The scale of an
+// int8 row multiplies the row's scores (K) or weights (Y), not the row. Each task takes a chunk of the context, and
+// writes peaks, totals and sums to the workspace.
 
-constexpr size_t kChunk = 1024; // columns of a task: enough work for a task, few enough for all threads to have some
+constexpr size_t kChunk = 1024; // columns (cached rows) of a task: enough work, and few enough to occupy all threads
 constexpr size_t kTurnedRows = 32; // from this many rows on, a tile's keys are transposed first
 static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
 
@@ -16,9 +16,9 @@ struct Decode {
     size_t queries;       // N·G: row t·G + g is query head g of token t; the N new keys follow
     size_t rows;          // N·(G + 1), or without solving N·G
     size_t stride;        // floats that a chunk writes
-    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; later ones are at most copied
+    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; later chunks, all padding, are at most copied
     size_t most;          // the largest of these
-    size_t dealt;         // tasks per head: all chunks if the cache is copied, else those up to the last token
+    size_t dealt;         // tasks per head: all chunks if the cache is copied, else `most`
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
@@ -44,7 +44,7 @@ struct Decode {
 };
 
 struct Fresh {
-    float* queries; // [rows][padded] or, for turned keys, [rows][D]: queries over √d, then new keys over their norms and √d
+    float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries over √d, then new keys over their norms and √d
     float* turned;  // [D][kColumns]: a tile's keys, transposed; null if they are not transposed
     float* fresh;   // [kLanes]: 0 for elements of the last vector that overlap the one before it, else 1
     float* weights; // [rows][kColumns]: scores, then weights
@@ -105,8 +105,8 @@ struct StoredTile {
     float key_scale[kColumns], value_scale[kColumns]; // for int8: the scales, 0 at padding
     float hide[kColumns];                             // added to scores: 0, or kHidden at padding
     size_t columns, whole;                            // `whole`: rounded up to vectors
-    bool full;                                        // whether all columns are tokens
-    size_t ahead; // elements from here to the next tile, which is prefetched; 0 if there is none
+    bool full;                                        // whether all `whole` columns are tokens
+    size_t ahead; // elements from a row to its successor in the next tile, which is prefetched; 0: nothing is
 };
 
 template <class T, class S>
@@ -265,7 +265,7 @@ void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     });
 }
 
-// Transposes a vector of columns, turned[k][c] = keys[c][k], and returns Σ_k keys[c][k]².
+// Transposes kLanes columns, turned[k][c] = keys[c][k], and returns Σ_k keys[c][k]².
 template <class S>
 LUCID_INLINE Vector turn_columns(float* turned, const S* const* keys, size_t width) {
     constexpr size_t kSums = 4; // independent sums hide the latency of additions
@@ -329,7 +329,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
-// Copies rows to the grown cache while the processor's caches still hold them. The next step is the first to read them.
+// Copies rows, which the caches still hold unless they are padding, to the grown cache; the copies bypass the caches.
 template <class T, class S>
 void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
     if (a.k_present == nullptr) return;

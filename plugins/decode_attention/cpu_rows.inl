@@ -156,7 +156,7 @@ void weigh_stored_rows(float* sums, const float* weights, size_t stride, size_t 
     }
 }
 
-// Calls what(R, row) for rows 0 … count, kGroup at a time and then for the rest; R is a compile-time constant.
+// Calls what(R, row) for rows 0 … count − 1, kGroup at a time and then for the rest; R is a compile-time constant.
 template <class What>
 LUCID_INLINE void in_groups(size_t count, What what) {
     size_t row = 0;

@@ -1,6 +1,6 @@
 """Decode attention in PyTorch, in one pass over the cache.
 
-A new token's row of ``L Y = V`` is only a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. It needs the same
+A new token's row of ``L Y = V`` is solved by a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. It needs the same
 products with K and Y as the query heads' softmax. So the new keys are added as extra query rows, and K and Y are read
 once. For N new tokens an N × N unit lower triangular system remains to be solved.
 """

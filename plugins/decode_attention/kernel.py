@@ -122,7 +122,7 @@ def decode_split_kernel(
         PARTS is not None and tl.float32 == DTYPE,
     )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
-    # Applied where the peak is subtracted, in one instruction. In float32 without PARTS earlier: scores could overflow.
+    # Multiplies scores where peaks are subtracted, in one FMA. In float32 without PARTS earlier: scores could overflow.
     b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 and PARTS is None else b_row_scale  # noqa: SIM300
     # It is 0 where the sum of a new key's squares overflowed, and −∞ times 0 would be NaN.
     if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300
@@ -231,7 +231,7 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits, compute Y of the one new token and the outputs; program ids: key/value head, query head.
+    """Join the splits, compute Y of the one new token and the outputs; program ids: batch and head, its query head.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
@@ -312,7 +312,7 @@ def verify_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits, compute Y of up to BLOCK_M new tokens and the outputs; program ids: key/value head, query head.
+    """Join the splits, compute Y of up to BLOCK_M new tokens and the outputs; program ids as for one token.
 
     Every program of a head solves the same triangular system, so that none waits for another.
 

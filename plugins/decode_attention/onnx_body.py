@@ -1,4 +1,4 @@
-"""Decode attention in standard ONNX operators, so that every runtime can run an exported file.
+"""Decode attention of one new token in standard ONNX operators, so that every runtime can run an exported file.
 
 onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
 every type.

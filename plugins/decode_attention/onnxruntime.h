@@ -6,7 +6,7 @@
 
 namespace lucid {
 
-// K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing also returns the
+// K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing returns the
 // cache with the new rows, where the others return only the new rows of Y.
 template <class T, class S = T, bool Growing = false>
 struct DecodeAttention : OperatorBase<T> {

@@ -38,9 +38,9 @@ def factor_tokens(TOKENS: tl.constexpr):
 
 @triton.jit
 def as_factor(b_p):
-    """Reorder the tokens of weights ``(parts, rows, tokens)`` so that each stays in its register as a tf32 factor.
+    """Reorder the tokens of weights ``(parts, rows, tokens)`` so that each stays in its register as a tf32 operand.
 
-    Of eight columns, a thread has two neighbours in a product's result, but two that are four apart in a factor.
+    Of eight columns, a thread has two neighbours in a product's result, but two that are four apart in an operand.
     """
     PARTS: tl.constexpr = b_p.shape[0]
     ROWS: tl.constexpr = b_p.shape[1]
@@ -77,9 +77,9 @@ def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLO
 
 @triton.jit
 def add_own_products(b_keys, b_sums):
-    """Return ``b_sums`` plus the products of each 16 keys of a part with one another; diagonals hold their squares.
+    """Return ``b_sums`` plus, for every 16 keys of a part, their products with one another; diagonals are squares.
 
-    A product's index in the batch, modulo the number of warps, is its part's, so that the part's warp computes it.
+    A product's index in the batch, modulo the number of warps, is its part's index, so the part's warp computes it.
     """
     PARTS: tl.constexpr = b_keys.shape[0]
     PIECES: tl.constexpr = b_keys.shape[1] // LEAST_TOKENS
@@ -253,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Add the four of 16 columns that one thread holds as a product's factor; return ``(parts, LANES, tokens)``."""
+    """Add the four of 16 columns that one thread holds as a product's operand: ``(parts, LANES, tokens)``."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))
@@ -270,8 +270,8 @@ def add_each_token(b_squares, ROWS: tl.constexpr):
     """
     PARTS: tl.constexpr = b_squares.shape[0]
     TOKENS: tl.constexpr = b_squares.shape[2]
-    # With fewer tokens, Triton's layout of keys in shared memory would have bank conflicts; with more columns, it would
-    # read keys twice.
+    # Not with LEAST_TOKENS tokens: Triton's layout of keys in shared memory would have bank conflicts. Nor with more
+    # than 16 columns: Triton would read keys twice.
     if TOKENS > LEAST_TOKENS and b_squares.shape[1] == 4 * LANES:
         b_high, b_low = nearest_tf32(add_threads_own(b_squares))
         b_low = tl.maximum(b_low, LOWEST)  # the low part of infinity is NaN

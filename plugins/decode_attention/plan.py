@@ -27,7 +27,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-FEW_ROWS = 8  # rows of a tile with parts, if the width needs no padding: half the rows of a tensor core's product
+FEW_ROWS = 8  # the same with parts, for heads of up to 8 rows and unpadded widths: half of a tensor core's product
 # Largest rows × padded width, in float32 and the half types: larger tiles spill, or are slower than two half as large.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and warps; avoids spills in the loop
@@ -46,7 +46,7 @@ WIDE_CHUNK = 64  # the same for wide heads with more than 16 rows, or with parts
 MOST_NEW = 16  # most new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
-COMBINE_SPLITS = 16  # splits that the combine step loads at once
+COMBINE_SPLITS = 16  # splits that the combine step of one new token loads at once
 COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # the combine step loads little, so one variant serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the split kernel, compiled for a cache of E4M3 with scales
@@ -58,7 +58,7 @@ ADDS_SQUARES = (9, 10)
 # 128 would spill, and without parts it already computes in half of the time that memory needs.
 PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the largest for float32: wider queries do not fit into registers …
-SHARED_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on, heads of exactly this width have the low parts in shared memory
+SHARED_PARTS_WIDTH = 128  # … but on 10.x heads of exactly this width have the queries' low parts in shared memory
 FLOAT8_PARTS_WIDTH = 128  # the largest for a cache of E4M3, on all of these devices
 FEW_FLOAT32_WIDTH = 128  # the largest for float32 with few rows, whose high and low parts fill one product's rows
 # Columns of float32 multiplied at once in parts, whose squares are summed in registers. More would spill, except with
@@ -70,8 +70,8 @@ NARROW_TOKENS = 128  # most tokens of a tile with parts if loads are narrow: mor
 PADDED_KEYS = 4096  # most numbers of K in a float32 tile with parts if the width is padded: more would spill
 GEFORCE = 86  # the first compute capability of Ampere with GeForce's tensor cores
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
-# Fewest warps for a cache of E4M3 and for narrow loads: with two, converted numbers would spill, as would addresses, of
-# which narrow loads have twice as many.
+# Fewest warps for a cache of E4M3 and for narrow loads, and the warps of float32 parts at padded widths: with two,
+# converted numbers would spill, as would addresses, of which narrow loads have twice as many.
 CAREFUL_WARPS = 4
 # Tokens of an E4M3 tile with 16 rows: at most this many without parts. With parts, at least this many if the head width
 # is its padded width; for other widths padded to 128 such a tile would spill.
@@ -184,7 +184,7 @@ def _has_warp_groups(arch: int) -> bool:
 
 
 def parts_width(arch: int, dtype: str) -> int:
-    """Return the largest padded width at which each warp takes its own tokens of a tile of 16 rows; 0 if none does."""
+    """Return the largest padded width with parts for 16 rows, 0 if none has; :func:`_has_parts` adds exceptions."""
     most = PARTS_WIDTHS.get(arch // 10, 0)
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 

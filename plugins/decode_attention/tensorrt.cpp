@@ -22,7 +22,7 @@ constexpr int64_t kQueryRows[] = {16, 32, 64};
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kFloat32Numbers = 4096; // most rows times padded width
 constexpr int64_t kHalfNumbers = 8192;
-constexpr int32_t kWarpGroups[] = {9, 10}; // major compute capabilities: tiles of 16 or 64 rows, twice these numbers
+constexpr int32_t kWarpGroups[] = {9, 10}; // major compute capabilities: tiles have 16 or 64 rows, twice these numbers
 constexpr int64_t kMostNew = 16;
 constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;
@@ -111,7 +111,7 @@ protected:
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {
-        // The library may only have code for an older compute capability.
+        // The library may have code for older compute capabilities only: few.arch is that of this kernel.
         Kernel const& few = findKernel(variant(splitKernel(), sizes, widthUnit(sizes), kQueryRows[0]), arch);
         int64_t rows = queryRows(sizes, few.arch);
         int64_t const padded = paddedWidth(sizes.width);
@@ -139,7 +139,7 @@ protected:
     }
 
 private:
-    //! The scalars after the tensors; the kernel that joins the splits for one token has no number of tokens.
+    //! Appends the scalars after the tensors; the kernel that joins the splits of one token takes no number of tokens.
     static void append(Step& step, Sizes const& sizes, bool withNew, int64_t splits, int64_t unit)
     {
         std::vector<Argument>& all = step.arguments;

@@ -21,9 +21,9 @@ LOWEST = tl.constexpr(-3.0e38)  # close to the lowest bfloat16 number
 
 @triton.jit
 def load_tile_tokens(p_mask, o_n, m_n):
-    """Return which positions are tokens, as ``load_tokens`` does, to mask loads of tensor cores' factors.
+    """Return which positions are tokens, as ``load_tokens`` does, to mask loads of tensor cores' operands.
 
-    The compiler lays out a product's factors for the narrowest type that they depend on. For the mask's bytes that
+    The compiler lays out a product's operands for the narrowest type that they depend on. For the mask's bytes that
     would take hundreds of moves between registers. It does not see the bytes behind a maximum, here over one column.
     """
     b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)

@@ -40,8 +40,7 @@ inline DeltaChunk take_delta_chunk(size_t width, size_t value_width) {
     return chunk;
 }
 
-// Computes Γ and γ. Logarithms are summed over the tokens between, row by row; a difference of sums would cancel where α is
-// small.
+// Computes Γ and γ. Logarithms are summed over the tokens between: a difference of sums would cancel where α is small.
 inline void make_gammas(const DeltaChunk& chunk, const float* log_decay, size_t tokens) {
     alignas(64) float between[kDeltaRows];
     std::fill(between, between + kDeltaRows, -1e30f); // right of the diagonal: the exponential is 0
@@ -63,7 +62,8 @@ inline void make_gammas(const DeltaChunk& chunk, const float* log_decay, size_t 
         store(chunk.from_start + row, exponential(load(chunk.from_start + row)));
 }
 
-// square[row][column] = factors[row] · Γ · (rows[row] · keys[column]), in whole vectors up to the diagonal.
+// square[row][column] = f · Γ · (rows[row] · keys[column]), in whole vectors up to the diagonal; f is factors[row], or
+// `factor` if `factors` is null.
 template <int V>
 void gate_scores(const DeltaChunk& chunk, float* square, const float* rows, size_t first, size_t count, size_t column,
                  size_t width, const float* factors, float factor) {
@@ -93,7 +93,7 @@ inline void gate_scores(const DeltaChunk& chunk, float* square, const float* row
 }
 static_assert(LUCID_PANEL_VECTORS == 3, "at most two vectors are left over");
 
-// S ← decay · S + Kᵀ((γ_C/γ) ∘ R) for all rows of S; R is not read again.
+// S ← decay · S + Kᵀ((γ_C/γ) ∘ R) for all rows of S; overwrites R, which is not read again.
 inline void advance_state(const DeltaChunk& chunk, const float* keys, size_t tokens, size_t width) {
     const float* to_end = chunk.gamma + (tokens - 1) * kDeltaRows;
     for (size_t token = 0; token < tokens; ++token) {

@@ -6,7 +6,7 @@ a head's state in registers and goes through the chunks in order. Columns of the
 never wait for each other.
 
 Keys are multiplied CHUNK_D columns at a time, and the state is split alike and held transposed. So a product's result
-is in the registers where the next product reads its first factor, and factors fit into registers beside the state.
+is in the registers where the next product reads its first operand, and operands fit into registers beside the state.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False

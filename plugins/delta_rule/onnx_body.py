@@ -71,7 +71,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     whole = op.Concat(op.Concat(first, right, axis=4), op.Concat(joined, last, axis=4), axis=3)  # right is 0
     solve = whole * op.Transpose(b, perm=[0, 1, 2, 4, 3])  # T
     attended = op.MatMul(q, k_turned) * gamma
-    reads = op.Concat(k * from_start, q * from_start, axis=3)  # (B, H, m, 2C, D): factors of S
+    reads = op.Concat(k * from_start, q * from_start, axis=3)  # (B, H, m, 2C, D), multiplied by S
     writes = op.Transpose(k * to_end, perm=[0, 1, 2, 4, 3])  # (B, H, m, D, C)
 
     @graph()

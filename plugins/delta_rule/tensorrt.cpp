@@ -87,7 +87,7 @@ protected:
 
     size_t zeroedBytes(Sizes const&) const override { return 0; }
 
-    //! As plan.py.
+    //! The launches that plan.py makes in Python.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {

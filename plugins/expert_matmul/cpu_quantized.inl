@@ -1,11 +1,11 @@
-// The products of rows and experts' matrices in blocks of 4 or 8 bits. Numbers become floats in registers, so a matrix is read
-// once for a few rows. X is not rounded.
+// The products of rows and experts' matrices in blocks of 4 or 8 bits. Numbers become floats in registers,
+// which several rows of X are multiplied with; X is not rounded.
 //
 // Vector lanes hold bytes of a row of a matrix. With 4 bits a vector of bytes gives two of numbers, that of the lower halves
 // and that of the upper ones, and X has its elements in this order. Each element is summed in one order for any number of rows.
 
 constexpr int kMostRowsQuantized = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
-constexpr size_t kExpertsAhead = 2048;                   // bytes of a matrix that are fetched in advance
+constexpr size_t kExpertsAhead = 2048;                   // distance in bytes at which a matrix is prefetched
 
 // kLanes bytes as whole numbers. GCC's own conversion goes through them one by one.
 LUCID_INLINE Integers widen_bytes(const uint8_t* from) {
@@ -58,7 +58,7 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const BlockRows& rows, 
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) {
                 const uint8_t* from = w + c * blocks * bytes + at;
-                __builtin_prefetch(from + kExpertsAhead, 0, 2); // of the next rows
+                __builtin_prefetch(from + kExpertsAhead, 0, 2); // of this or a later row
                 Integers whole = widen_bytes(from);
                 if constexpr (Bits == 8) {
                     numbers[0][c] = __builtin_convertvector(whole - 128, Vector);
@@ -99,7 +99,7 @@ LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t 
         if (count != R) {
             multiply_quantized<Bits, HasOffsets, R - 1>(count, columns, o, o_stride, rows, w, scales, offsets, blocks, bytes);
         } else {
-            constexpr int C = R == 2 ? 2 : 1; // 1: the matrix is read row by row, as in cpu_transposed.inl
+            constexpr int C = R == 2 ? 2 : 1; // 1: the matrix is read row by row, as short ones in cpu_transposed.inl
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
                 multiply_blocks<Bits, R, C, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,

@@ -3,8 +3,8 @@
 // Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, whose tasks
 // have started. So some thread can always go on, in whatever order the pool starts them.
 //
-// Tiles begin at multiples of kRows of the whole context: a float32 Y has the same bits however a prompt is cut.
-// The first tile of a call may begin with rows of the past; they have zeros for E and their Y for V, so they stay.
+// Tiles begin at multiples of kRows of the whole context: a float32 Y has the same bits however calls split a prompt.
+// The first tile of a call may begin with rows of the past; there E is 0 and V is the known Y, so Y stays as it is.
 static_assert(kRows == kColumns, "tiles of columns are those in which they were solved");
 
 template <class T>

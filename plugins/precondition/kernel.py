@@ -164,7 +164,7 @@ def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, 
            CHUNK_D: tl.constexpr):  # fmt: skip
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
-    If CHUNK_D < BLOCK_D (registers cannot hold both), it takes CHUNK_D columns at a time, rereading the block's keys.
+    If CHUNK_D < BLOCK_D (registers cannot hold both in full), it loads CHUNK_D columns of both at a time.
     """
     o_m = tl.arange(0, b_row_norms.shape[0])
     o_n = tl.arange(0, b_norms.shape[0])
@@ -244,7 +244,7 @@ def precondition_kernel(
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
         p_work: ``1 + n_batch_heads`` int32, 0 at launch: the ticket, then each head's count of finished block rows.
-            Then what the earlier kernel wrote: inverse norms (in float32 followed by powers of two), or tiles.
+            Then inverse norms (in float32 with powers of two after them, with INT8 scales and tiles).
         width_units: width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
         scale: log₂e / √width.
         shift: √width · log₂e.

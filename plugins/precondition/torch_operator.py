@@ -41,8 +41,8 @@ def precondition(
         mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
         implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). With ``blocked``,
-            CUDA tensors run the Triton kernel if it supports them, no gradient is needed, and importing
-            :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` (by ``lucid_deploy.model.lucid``) registered it.
+            CUDA tensors run the Triton kernel if it supports them, no gradient is needed, and
+            :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported, as ``lucid_deploy.model.lucid`` does.
         training_diagonal: Set L_ii to exp(√D(m/(m + eps) − 1)), where m is the mean square of key i, instead of 1.
 
     Returns:

@@ -10,7 +10,7 @@ struct QuantizedWeight {
     const uint8_t* numbers;     // [columns, blocks, block_bytes]; of two 4-bit numbers in a byte the first is in the low bits
     const uint8_t* scales;      // [columns, blocks]
     const uint8_t* zero_points; // [columns, zero_bytes], packed like numbers; null: half of the range
-    const uint8_t* offsets;     // [blocks, columns], added to scale · number; null: none
+    const uint8_t* offsets;     // [blocks, columns], added to scale · (number − half of the range); null: none
     size_t columns, blocks, block_bytes, zero_bytes, scale_bytes;
 };
 

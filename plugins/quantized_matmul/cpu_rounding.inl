@@ -6,10 +6,10 @@
 // Rows are interleaved in groups: 4 numbers of each row, in the order of a panel, then the next 4.
 
 constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums are in registers
-constexpr size_t kLeastTasks = 16;                // fewest tasks of a product that several threads compute
+constexpr size_t kLeastTasks = 16;                // fewest tasks of a product for several threads, if panels suffice
 constexpr size_t kTaskProducts = size_t{1} << 21; // multiplications per task if there are more tasks
 constexpr float kInt8Levels = 127.0f;
-constexpr float kLargest = 3.40282347e38f;
+constexpr float kLargest = 3.40282347e38f; // the largest float32
 
 // Rows in 8 bits: groups of rows one after another, in the order of a panel.
 struct RoundedRows {
@@ -42,8 +42,8 @@ struct QuantizedMatMulJob {
     }
 };
 
-// Sixteen numbers, in fours as a panel has them: two of 4 bits share a byte, so that a vector holds those of even or of odd
-// places.
+// Sixteen numbers of a row. in_fours sorts them as a panel has them: with 4 bits, four bytes hold eight numbers, those
+// at even places in the lower halves and those at odd places in the upper ones.
 typedef int8_t Sixteen __attribute__((vector_size(16)));
 
 LUCID_INLINE Sixteen narrow(const Integers* whole) {

@@ -14,8 +14,8 @@ namespace lucid {
 
 using Panels = std::shared_ptr<const uint8_t>;
 
-// Returns a weight's panels. Sessions that read the same weight, such as those of prefill and decode, share them while one
-// of them lives. A closed session's memory may be reused, so the key holds a hash of the bytes beside their addresses.
+// Returns a weight's panels, which all open sessions that read the weight share, such as those of prefill and decode. A
+// closed session's memory may be reused, so the key holds a hash of the weight's bytes beside their addresses.
 inline Panels share_panels(const QuantizedWeight& w) {
     size_t scales = w.columns * w.blocks * w.scale_bytes;
     const std::pair<const uint8_t*, size_t> pieces[] = {{w.numbers, w.columns * w.blocks * w.block_bytes}, {w.scales, scales},

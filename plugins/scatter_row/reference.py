@@ -1,4 +1,4 @@
-"""Write rows into a cache buffer: the reference, which PyTorch always runs."""
+"""Reference implementation of writing rows into a cache buffer, the only one in PyTorch."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from lucid_deploy.plugins.table import SCATTER_ROW
 
 
 def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """Return the buffer with rows replaced; exported as ONNX's ``TensorScatter``, which runtimes execute in place.
+    """Return a copy of the buffer with new rows; exported as ``TensorScatter`` or, at opset 23, ``ScatterElements``.
 
     Args:
         cache: The buffer, ``(B, H, M, D)``.

@@ -1,4 +1,4 @@
-// float16 to float32 and back by integer arithmetic (subnormals by float32's), for processors without F16C.
+// float16 to float32 and back by integer arithmetic (subnormals by float32 arithmetic), for processors without F16C.
 #pragma once
 
 #include <cstdint>

@@ -83,7 +83,7 @@ def cut_tf32(b_float):
 
 @triton.jit
 def round_tf32(b_float):
-    """Split float32 into two rounded tf32 parts; for factors that are few, or are split outside a loop.
+    """Split float32 into two rounded tf32 parts; for operands that are small, or are split outside a loop.
 
     Rounding gives low parts of both signs, so that the low × low products, which are left out, cancel in the sum.
     """
@@ -162,7 +162,7 @@ def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
 def opaque_copy(b_float):
     """Copy float32 numbers by an instruction that the compiler cannot see through.
 
-    A factor of a loop's products then stays in shared memory; a factor that the compiler knows to be the same for all
+    An operand of a loop's products then stays in shared memory; one that the compiler knows to be the same for all
     parts of a batch would go to registers.
     """
     if not INTERPRETED:
@@ -238,7 +238,7 @@ def inverse_power(power):
 
 @triton.jit
 def add_float16_products(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` for float32 factors in the range of :func:`float16_parts`.
+    """Return ``b_acc + b_rows @ b_others`` for float32 operands in the range of :func:`float16_parts`.
 
     It makes three products, the small ones first, and leaves out low × low. They are as exact as three products of
     tf32, and tensor cores multiply float16 twice as fast.
@@ -252,7 +252,7 @@ def add_float16_products(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_row_product(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` in float32, for factors in the type of the operator's tensors."""
+    """Return ``b_acc + b_rows @ b_others`` in float32, for operands in the type of the operator's tensors."""
     if b_rows.dtype == tl.float32:
         b_high, b_low = nearest_tf32(b_rows)
         b_acc = add_tf32_products(b_high, b_low, b_others, b_acc)

@@ -13,14 +13,14 @@ struct WeightMatMulArguments {
     size_t rows, depth, columns;
 };
 
-// What an adapter of each row adds to a product.
+// Y + X · A · B with the A and B of the adapter that each batch row chooses.
 template <class T>
 struct AdapterMatMulArguments {
     const T* y; // [batch, tokens, columns]
     const T* x; // [batch, tokens, depth]
     const T* a; // [adapters, depth, rank]
     const T* b; // [adapters, rank, columns]
-    const int64_t* ids; // [batch]
+    const int64_t* ids; // [batch]: each row's adapter; 0 for none
     T* o;       // [batch, tokens, columns]
     size_t batch, tokens, depth, rank, columns;
 };

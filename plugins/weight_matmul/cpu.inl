@@ -8,20 +8,20 @@
 // so that each thread reads one contiguous piece of the weight: memory delivers short pieces of rows slowly. If the sums
 // would not fit into a cache, a task is all parts of some columns.
 //
-// Every element is summed in one order for any number of rows, threads and columns per task: kDepth products one after
-// another, from zero, then block by block, then part by part. The number of parts depends only on the weight's shape. So a
-// row's result does not depend on other rows.
+// Every element is summed in one order for any number of rows, threads and columns per task: kDepth products (a block)
+// one after another in a new accumulator, then block by block, then part by part. The number of parts depends only on
+// the weight's shape. So a row's result does not depend on other rows.
 
-constexpr size_t kDepth = 64;
-constexpr size_t kAtOnce = 8;                      // rows of the weight; a divisor of kDepth
-constexpr size_t kNear = 8;                        // vectors of a row prefetched into the L1 cache
+constexpr size_t kDepth = 64;                      // rows of the weight in a block
+constexpr size_t kAtOnce = 8;                      // rows of the weight that are read side by side; a divisor of kDepth
+constexpr size_t kNear = 8;                        // distance in vectors at which a row is prefetched into the L1 cache
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums fit into registers, with two vectors of columns
 constexpr size_t kMostTasks = 16;                  // per product
-constexpr size_t kTaskColumns = 704;               // columns of a task: memory delivers shorter pieces of rows more slowly
+constexpr size_t kTaskColumns = 704;               // fewest columns of a task, or all / 4: shorter pieces are slow
 constexpr size_t kAlone = size_t{1} << 18;         // multiplications below which a second thread does not pay
-constexpr size_t kLeastParts = 4;                  // fewest parts of a sum; doubled for larger weights …
+constexpr size_t kLeastParts = 4;                  // parts of a divided sum, at most; doubled for larger weights …
 constexpr size_t kPartElements = size_t{1} << 20;  // … as long as a part still has so many elements
-constexpr size_t kPartColumns = 16384;             // columns from which on pieces of a row are long enough
+constexpr size_t kPartColumns = 16384;             // columns whose pieces of a row are long enough without parts
 constexpr size_t kPartSums = 48 << 10;             // sums of a task that fit into a cache beside the weight
 
 inline size_t divided(size_t count, size_t by) { return (count + by - 1) / by; } // rounded up
@@ -64,7 +64,7 @@ struct WeightMatMulJob {
 struct WeightMatMulSums {
     float *block, *total; // by groups of rows: [columns / 2 vectors][rows of the group][2 vectors]
     size_t padded;        // columns, as whole vectors
-    bool begins, ends;
+    bool begins, ends; // whether the rows to multiply are the first, the last of a block
     bool is_first; // the first block: there are no sums before it
 
     WeightMatMulSums from(size_t elements) const {
@@ -86,7 +86,7 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) sum[r][u] = sums.begins ? Vector{} : load(sums.block + (r * U + u) * kLanes);
-    constexpr bool kAll = R <= kMostRows / 2; // several groups of nearly equal size are rarely that small
+    constexpr bool kAll = R <= kMostRows / 2; // so small a group is usually the only one, and prefetches all rows
     const W* ahead = w + depth * w_stride; // the next rows; those of this loop are in the L2 cache already
     for (size_t t = 0; t < depth; ++t, w += w_stride, ahead += w_stride) {
         Vector weight[U];
@@ -142,7 +142,7 @@ LUCID_INLINE void multiply_rows(size_t rows, WeightMatMulSums sums, const float*
     }
 }
 
-// The groups of nearly the same size, at most kMostRows, into which rows of X are divided: calls what(first, next, group).
+// Divides rows of X into groups of nearly the same size, at most kMostRows each: calls what(first row, end, group).
 template <class What>
 LUCID_INLINE void in_row_groups(size_t rows, What what) {
     size_t groups = divided(rows, kMostRows), first = 0;

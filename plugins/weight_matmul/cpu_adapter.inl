@@ -1,8 +1,8 @@
-// Y + X · A · B, where each batch row has an adapter's A and B of its own, which are read row after row.
+// Y + X · A · B with the A and B of the adapter that each batch row chooses; both are read row after row.
 //
 // A task is a batch row. Its sums do not depend on the other rows.
 
-constexpr size_t kRowsOfB = 4; // that are added to the sums at a time
+constexpr size_t kRowsOfB = 4; // rows of B that are added to the sums at a time
 constexpr size_t kAloneAdapters = size_t{1} << 15; // multiplications below which a second thread does not pay
 
 // h = x · A

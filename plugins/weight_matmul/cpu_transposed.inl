@@ -75,7 +75,7 @@ LUCID_INLINE void multiply_transposed(size_t rows, size_t columns, T* o, size_t 
             multiply_transposed<R - 1>(rows, columns, o, o_stride, x, x_stride, w, depth);
         } else {
             constexpr int C = rows_of_weight(R);
-            // Short rows are read one by one: the processor prefetches none of several read side by side in one page.
+            // Short rows are read one by one: of several read side by side in one page, the processor prefetches none.
             bool short_rows = R == 1 && depth * sizeof(W) <= kPage;
             size_t c = 0;
             for (; c + C <= columns && !short_rows; c += C) multiply_pair<R, C>(o + c, o_stride, x, x_stride, w + c * depth, depth);

@@ -101,7 +101,7 @@ class GroupedQueryAttention(Mixer):
             keys: Past and new keys ``(B, KV, T, D)``.
             k_past: Cached keys ``(B, KV, P, D)``.
             v_past: Cached values ``(B, KV, P, D)``.
-            step: What the layers of this call share.
+            step: The mask and the other arguments of this call.
 
         Returns:
             The output ``(B, H, N, D)``; the new values as they are cached ``(B, KV, N, D)``; all values

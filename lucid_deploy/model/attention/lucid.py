@@ -2,7 +2,7 @@
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))
 
-The cache holds the raw keys K and the preconditioned values Y; a row of Y never changes once it is written.
+K̂ is K after an RMS norm. The cache holds the raw keys K and the values Y; a row of Y never changes once written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Standard attention over the last W tokens, whose cache is a ring of W rows: it does not grow with the context.
+"""Standard attention over the last W tokens, whose cache is a ring of at most W rows, however long the context is.
 
 A token sees itself and the W − 1 tokens before it. Tokens are counted, not columns: padding does not push tokens out of
 the ring, so every row of a batch gets the result that it would get alone.

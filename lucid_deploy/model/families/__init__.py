@@ -29,7 +29,7 @@ BUILT_IN = {
 }
 _REGISTRY = Registry("lucid_deploy.families", Family, "family", BUILT_IN, "model_type", {"architectures": tuple})
 register_family, family_named = _REGISTRY.register, _REGISTRY.named
-families = _REGISTRY.names  # the model_type of every family, those of the toolkit first, without importing them
+families = _REGISTRY.names  # the model_type of every family, built-in ones first, without importing them
 
 
 def family_of(raw: dict[str, Any]) -> Family | None:

@@ -27,7 +27,7 @@ def rows_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayou
 
 def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
     """Return the cache of an attention layer over a window: a ring of the rows of the last W tokens."""
-    if cache_dtype == "fp8":  # ONNX's Where, with which a ring moves, takes no E4M3
+    if cache_dtype == "fp8":  # a ring is updated with ONNX's Where, which takes no E4M3
         raise LucidError(
             "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "
             "model's type."
@@ -105,7 +105,7 @@ class _Standard(LayerKind):
 
 
 class _Window(LayerKind):
-    """Standard attention over the last W tokens: the cache is a ring of W rows."""
+    """Standard attention over the last W tokens: the cache is a ring of at most W rows."""
 
     name = "window"
 

@@ -1,4 +1,4 @@
-"""What layers of the delta rule need beyond Llama's settings: ``layer_settings`` of a configuration, by kind.
+"""Settings of layers of the delta rule, which ``layer_settings`` of a configuration gives by kind, for example:
 
 "layer_settings": {"delta": {"key_heads": 4, "value_heads": 4, "key_width": 64, "value_width": 64, "kernel": 4}}
 """

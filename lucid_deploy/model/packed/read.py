@@ -22,7 +22,7 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     Returns:
         The configuration of the model alone, and the layout of its quantized weights; None: it is not quantized.
     """
-    if (directory / MODELOPT_FILE).is_file():  # config.json of such a checkpoint may say nothing
+    if (directory / MODELOPT_FILE).is_file():  # config.json of such a checkpoint may not mention quantization
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
     settings = raw.get(KEY)
     if not settings:

@@ -1,6 +1,6 @@
 """Turn ``config.json`` of a model class of transformers into our configuration, by asking the class itself.
 
-The class is made without weights and run once on the meta device. What each layer passes to attention and to the mask
+A model of the class, without weights, runs once on the meta device. What each layer passes to attention and to the mask
 shows its heads, widths, scale, window, soft cap and sinks, so that no model family needs code of its own here.
 """
 
@@ -48,7 +48,7 @@ from lucid_deploy.model.transformers_class.module import (
 from lucid_deploy.model.transformers_class.positions import first_position
 from lucid_deploy.model.transformers_class.published_keys import ALSO_NAMED, is_computed
 
-OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
+OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that only this package reads
 _TOKENS = 5  # of the run on the meta device
 # Keys that say nothing about what the class computes, and need not be kept.
 _DROPPED = OURS | frozenset(
@@ -94,7 +94,7 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 def parse_class_config(
     raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
 ) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration with only ``layers``, or all if empty."""
+    """Turn ``config.json`` of a class of transformers into a configuration that has only ``layers``; empty: all."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, where)

@@ -384,7 +384,7 @@ class _Part:
         return part(call.rows(x) if self._path == "lm_head" and isinstance(call, ClassCall) else x)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copying asks before there is a model
+        if name.startswith("_"):  # copy looks up some before _model is set
             raise AttributeError(name)
         return getattr(self._model.get_submodule(self._path), name)
 

@@ -1,7 +1,7 @@
-"""Positions in model classes of transformers that number, embed or rotate by them in their own way.
+"""Positions in model classes of transformers that number positions, embed them or rotate by them in their own way.
 
-Some classes number tokens from their padding token's id plus one. Decoders of translation models count positions in the
-module that embeds them, from the length of transformers' own cache, which is unused here. Image models rotate by three.
+Some classes number tokens from the padding token's id plus one. Decoders of translation models count positions in their
+embedding, from the length of transformers' cache, unused here. Image models rotate by three positions for each token.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Rotary(nn.Module):
 
 
 def put_rotary(net: Any) -> None:
-    """Replace rotary modules for images, with three positions a token, which are equal in text, if ours gives the same.
+    """Replace rotary modules of image models (three positions for each token, equal in text) by ours if results agree.
 
     Tracing the originals takes seconds.
     """

@@ -26,7 +26,7 @@ class _Stop(Exception):
 
 
 def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
-    """Read one layer as a float32 model, with what is around it but the head and, unless ``around``, the embedding."""
+    """Read a float32 model with one layer, without the head's weights, and with the embedding's only if ``around``."""
     config = source.config
     alone = dataclasses.replace(
         config,

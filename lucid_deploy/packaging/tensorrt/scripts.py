@@ -15,7 +15,7 @@ _TYPING = (
     "--strongly-typed",
     "--trt-config-postprocess-script",
     "no_tf32.py",
-)  # TF32 rounds float32 factors to 11 bits
+)  # TF32 rounds float32 operands to 11 significant bits
 _START = """#!/bin/sh
 # {what}
 set -eu

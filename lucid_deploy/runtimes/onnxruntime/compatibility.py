@@ -10,15 +10,15 @@ from pathlib import Path
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 
-# The Attention of 1.23.0 pairs grouped heads wrongly: logits are off by their own size. Older ones lack opset 23.
+# Attention of 1.23.0 pairs grouped heads wrongly: errors are as large as the logits. Older versions lack opset 23.
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the oldest version tried whose Python API returns FP8 tensors to NumPy; 1.23.2 was not tried
-_MULTIPLIES = ("avx512", "avx2")  # kernels whose products by float weights were timed, see docs/performance.md
+_MULTIPLIES = ("avx512", "avx2")  # kernels whose products by float weights are timed in docs/performance.md
 
 
 def has_tensor_scatter() -> bool:
-    """Whether the installed onnxruntime can write rows into a static cache; reads its version without importing it."""
+    """Whether the installed onnxruntime has TensorScatter, by its version, without importing it; True if not found."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
             return _numbers(version(package)) >= _STATIC

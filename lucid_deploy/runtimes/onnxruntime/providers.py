@@ -46,7 +46,7 @@ class ProviderPlan:
 def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
     """Return how a provider runs a stage.
 
-    The TensorRT providers get the optimization profile of ``lucid-deploy build``, so that no new shape makes them build
+    The TensorRT providers get the default profile of ``lucid-deploy build``, so that no new shape makes them build
     again, and keep what they built or compiled in the artifact's folder. For ``tensorrt``, a graph with operators of
     our plugin library is copied, and the operators are renamed in the copy as onnxruntime expects. The plugins are
     registered with TensorRT here, because onnxruntime only opens the library, and only logs a failure.
@@ -137,7 +137,7 @@ def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
         return {}
     options = {"device_id": str(index)}
     if name == "cuda":
-        options["use_tf32"] = "0"  # it rounds float32 factors to 11 bits
+        options["use_tf32"] = "0"  # it rounds float32 operands to 11 significant bits
     if name == "tensorrt" and artifact.manifest.dtype == "float16":
         options["trt_fp16_enable"] = "1"
     return options

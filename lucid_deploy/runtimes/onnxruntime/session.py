@@ -45,13 +45,13 @@ Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that operators of the library read as stored
 # Operators of onnxruntime that may sum in another order if there are more rows; the library's operators do not.
 _SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention", "Loop"}
-_SHARED = "shared step"  # the stage that runs a piece of a prompt beside a step of rows
+_SHARED = "shared step"  # the stage that runs a piece of a prompt and a decode step of other rows together
 
 
 class OrtSession(ArtifactSession[Any]):
     """Run an artifact's graphs; the cache stays in onnxruntime's own tensors.
 
-    On the CPU all graphs read one mapping of the weight file; other providers load the file themselves.
+    On the CPU graphs share one mapping of the weights, except 4-bit integers; other providers load the file themselves.
 
     Attributes:
         reads_stored_cache: Whether decoding reads the cache as it is stored; if not, every step converts all of it to
@@ -70,8 +70,8 @@ class OrtSession(ArtifactSession[Any]):
             self.kernels = "functions" if self._library is None else "library"
         self.options = replace(options, kernels=self.kernels or "auto")
         self._ort = ort
-        # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
-        # few rows (short prompts) up to three times as fast, but not those of one row; a large model has no such copy.
+        # Chosen by measurement. A packed copy of the weights makes onnxruntime's products of few rows (short prompts)
+        # up to three times as fast, but not those of one row; a large model has no such copy.
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self.quantization = manifest.quantization
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
@@ -152,7 +152,7 @@ class OrtSession(ArtifactSession[Any]):
         if multiplies_in_blocks(self._library):
             use_quantized_matmul(model)
         options = self._options(stage)
-        if self.quantization is None:  # no second copy, for one run
+        if self.quantization is None:  # one run is not worth a packed copy
             options.add_session_config_entry("session.disable_prepacking", "1")
         follow_links(model, self._artifact.directory)
         return self._open(model.SerializeToString(), self._artifact.graph_path(stage), options, None)
@@ -342,7 +342,7 @@ def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
 
 
 def _shared_weights(ort: Any, artifact: Artifact, mapped: dict[str, mmap.mmap]) -> dict[str, dict[str, Any]]:
-    """Return each graph's weights as onnxruntime tensors on one mapping of their files.
+    """Return each graph's weights, except 4-bit integers, as onnxruntime tensors on one mapping of their files.
 
     Left to itself, onnxruntime maps (or copies) the file once for each session.
     """

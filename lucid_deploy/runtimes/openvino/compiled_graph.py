@@ -42,7 +42,7 @@ def import_openvino() -> ModuleType:
 def core() -> openvino.Core:
     """Return the process's only Core.
 
-    With a Core for each session, a signal crashed the process once another thread had closed the last session
+    With a Core per session, the process crashed at the first signal after another thread had closed the last session
     (OpenVINO 2026.4): the thread that first compiles a graph gets a stack for signal handlers, which the Core frees.
     """
     found: openvino.Core = import_openvino().Core()

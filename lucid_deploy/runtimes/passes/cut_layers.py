@@ -9,7 +9,7 @@ import onnx
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 
-RESIDUAL = "residual.{}"  # output: the embedding's (0) and every layer's (i + 1)
+RESIDUAL = "residual.{}"  # output: the residual stream after the embedding (0) and after layer i (i + 1)
 GIVEN = "given.{}"  # input, with cut: what layer i reads; with i = number of layers, what the final norm reads
 VALUES = "values.{}"  # output: V of the new tokens in the i-th layer that solves, before the solve
 # Which input of an operator is V.

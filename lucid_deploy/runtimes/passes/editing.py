@@ -11,7 +11,7 @@ from onnx import helper
 
 
 def nodes_of(graph: onnx.GraphProto, domain: str, operator: str) -> list[onnx.NodeProto]:
-    """Return the nodes of one operator."""
+    """Return the nodes of one operator, without those in branches and loops."""
     return [node for node in graph.node if (node.domain, node.op_type) == (domain, operator)]
 
 

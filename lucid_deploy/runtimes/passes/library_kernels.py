@@ -12,9 +12,9 @@ in the file                                          in memory
 ``Gemm(X, weight)``, ``transB`` 1: a tied head       ``WeightMatMulTransposed(X, weight)``
 ``Gemm(X, Cast(float16 weight))``, the same          ``WeightMatMulTransposedFloat16(X, float16 weight)``
 ``MatMulNBits(X, W, scales)``, accuracy level 4      ``QuantizedMatMul(X, W, scales)``
-``MatMulNBits(X, W, scales, zero_points)``, as well  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
+``MatMulNBits(X, W, scales, zero_points)``, level 4  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
 ``MatMulNBits(X, W, scales) + sums(X) · offsets``    ``QuantizedMatMulOffsets(X, W, scales, offsets)``
-the same of experts                                  ``QuantizedExpertMatMulOffsets(X, expert, W, …)``
+the same with weights of experts                     ``QuantizedExpertMatMulOffsets(X, expert, W, …)``
 ``Add(Y, X · Gather(A, ids) · Gather(B, ids))``      ``AdapterMatMul(Y, X, A, B, ids)``
 ===================================================  ==================================================
 """
@@ -55,7 +55,7 @@ from lucid_deploy.runtimes.passes.editing import (
 )
 
 _CONTRIB = "com.microsoft"
-_TOKENS = 2  # the axis of a cache
+_TOKENS = 2  # the token axis of a cached tensor
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _BY = {  # an operator's replacement for a weight of its own type, and for a float16 weight cast to float32
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
@@ -105,8 +105,8 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 
     onnxruntime's operator multiplies by all rows of a static cache's buffers, also by those that no token has filled.
 
-    Result: ``Attention`` nodes are changed that have one query a head, a mask ``(batch, 1, 1, tokens)``, values as wide
-    as keys and the scale 1/√d, and do nothing more; others stay.
+    Result: ``Attention`` nodes are changed that have one query per head, a mask ``(batch, 1, 1, tokens)``, values as
+    wide as keys and the scale 1/√d, and do nothing more; others stay.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -238,7 +238,7 @@ def use_expert_offsets(model: onnx.ModelProto) -> bool:
 
 
 def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.NodeProto]]:
-    """Return the stored tensors by name, those in float16 also by the names of casts of them, and these casts."""
+    """Return the initializers by name, float16 ones also by the outputs of ``Cast`` nodes on them, and these nodes."""
     tensors = {each.name: each for each in graph.initializer}
     casts = [
         node
@@ -249,7 +249,7 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
 
 
 def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
-    """Let products add the offsets of blocks, which the file multiplies by sums over X's blocks in a second product.
+    """Let one product add the offsets of blocks too; in the file a second one multiplies them by sums over X's blocks.
 
     ``tensors`` are those of :func:`_stored`. Returns whether a product was changed.
     """

@@ -63,7 +63,7 @@ class BuildOptions:
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
-    capabilities: tuple[str, ...] = ()  # compute capabilities, such as 8.6; (): all, or this GPU's if building uses it
+    capabilities: tuple[str, ...] = ()  # compute capabilities, such as 8.6; (): all, or the GPU's if building uses one
     weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
     plugin: Path | None = None  # the plugin library; None: see find_or_build
     overwrite: bool = False  # whether engines that are there may be replaced
@@ -303,7 +303,7 @@ def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Sett
     if config.add_optimization_profile(shapes) < 0:
         raise LucidError(f"TensorRT refuses the optimization profile {profile}.")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 factors to 11 bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 operands to 11 significant bits
     if settings.capturable and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if settings.weightless:

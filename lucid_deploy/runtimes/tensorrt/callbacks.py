@@ -100,7 +100,7 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
 
 
 def explain(errors: list[str]) -> str:
-    """Return in one line why something failed: the first error but those about a missing driver and a node's frame.
+    """Return in one line why something failed: the first error, skipping a missing driver and lines around a node.
 
     If it ends with a colon, as the parser's errors do after a node's name, the next error, the reason, is appended.
     """

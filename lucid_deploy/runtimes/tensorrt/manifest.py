@@ -49,7 +49,7 @@ class EngineManifest:
     backend: str  # tensorrt-rtx or tensorrt
     backend_version: str  # engines of another version are not read
     toolkit_version: str  # version of lucid-deploy that built them
-    capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; () is all of the backend
+    capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; (): all it supports
     limits: Limits  # the largest sizes they accept
     weightless: bool  # whether they take their weights from the artifact when they are loaded
     sources: dict[str, str]  # sha256 of the graphs, weights and adapters they were built from, by file

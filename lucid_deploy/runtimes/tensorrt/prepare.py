@@ -149,7 +149,7 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Check that TensorRT engines can be made from the graphs of an artifact of this kind."""
+    """Check that TensorRT supports an artifact's types, cache, operators and head widths."""
     manifest = artifact.manifest
     check_capabilities(CAPABILITIES, "TensorRT", artifact)
     if manifest.uses((EXPERT_MATMUL.name, QUANTIZED_EXPERT_MATMUL.name)):

@@ -220,7 +220,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
 
 
 def _static_feed(tokens: NewTokens) -> dict[str, Array]:
-    """Return a static cache's inputs: the new tokens, and in ``cache_length`` how many tokens come before them."""
+    """Return a step's inputs with a static cache: the tokens, and in ``cache_length`` how many columns precede them."""
     length = np.full((len(tokens.input_ids),), tokens.past, np.int64)
     feed = {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}
     return feed if tokens.adapter_ids is None else {**feed, "adapter_ids": tokens.adapter_ids}

@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Put the adapters of an artifact into its model; return what selects them, or None if the artifact takes none."""
+    """Load an artifact's adapters into its model; return what selects one for each row, None if it takes none."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None

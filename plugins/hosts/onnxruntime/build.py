@@ -36,7 +36,7 @@ def default_ort_library() -> Path:
 
 
 def source_hash() -> str:
-    """Return a hash of the library's sources, compiler flags and ABI number, and of the table of operators."""
+    """Return a hash of the library's sources, the generated header among them, compiler flags and ABI number."""
     digest = hashlib.sha256(json.dumps([ORT_ABI, FLAGS, header_text()]).encode())
     for path in sources():
         digest.update(path.relative_to(PLUGINS).as_posix().encode() + b"\0" + path.read_bytes())
@@ -99,7 +99,7 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
         wanted: Kernels to select for this process, for tests and comparisons; None changes nothing.
 
     Raises:
-        LucidError: The library cannot be loaded, or this processor cannot run the ``wanted`` kernels.
+        LucidError: The library cannot be loaded, or ``wanted`` is unknown or does not run on this processor.
     """
     loaded = _loaded(library)
     if wanted is not None and not loaded.lucidOrtSelectKernels(wanted.encode()):

@@ -21,7 +21,7 @@ struct Input {
 
 struct Attributes {
     float epsilon = 0.0f, diagonal = 0.0f, scale = 1.0f;
-    std::shared_ptr<const uint8_t> panels; // the weight as products read it, or null
+    std::shared_ptr<const uint8_t> panels; // a constant quantized weight, packed for the product; null if there is none
 };
 
 struct Failure {
@@ -100,7 +100,7 @@ private:
     const char* name_; // the operator's name
 };
 
-// onnxruntime's threads, those of the session's intra_op_num_threads.
+// The session's intra-op threads, as many as its option intra_op_num_threads says.
 class SessionPool : public Pool {
 public:
     explicit SessionPool(const Context& context) : context_(context) {}
@@ -129,7 +129,7 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
-// The base of operators. By default an operator has no attributes, outputs of type T and no weight to pack.
+// By default no attributes are read (kSolves: epsilon, diagonal; kScales: scale), outputs are T and nothing is packed.
 template <class T>
 struct OperatorBase {
     static constexpr bool kSolves = false, kScales = false;

@@ -62,7 +62,7 @@ struct CustomOperator : OrtCustomOp {
         return nullptr;
     }
 
-    // Reads the optional attribute: graphs with L_ii = 1 do not have it.
+    // Reads the attribute `diagonal`, which is optional: graphs with L_ii = 1 do not have it.
     static OrtStatus* read_diagonal(const OrtApi* api, const OrtKernelInfo* info, float& diagonal) {
         OrtStatus* missing = api->KernelInfoGetAttribute_float(info, table::kDiagonal, &diagonal);
         if (missing == nullptr && (diagonal == 0.0f || diagonal == 1.0f)) return nullptr;

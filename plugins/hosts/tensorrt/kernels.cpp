@@ -24,7 +24,7 @@ constexpr Kernel kKernels[] = {
 #include LUCID_KERNEL_TABLE
 };
 
-constexpr int32_t kStaticSharedLimit = 48 * 1024; // more needs the function attribute
+constexpr int32_t kStaticSharedLimit = 48 * 1024; // bytes; for more, loadFunction sets an attribute
 
 //! Whether `kernel` runs on a device: PTX on its own compute capability and newer ones, machine code on its own and, if
 //! that is 8.x, on newer 8.x. Machine code for 9.0 and later runs on that compute capability only.

@@ -103,7 +103,7 @@ def ptx_architecture(variant: Variant) -> int:
 
 
 def cache_keys(items: Iterable[Item]) -> Iterator[str]:
-    """Yield a hash of all that each item's compiled code depends on: sources, Triton's version, constants.
+    """Yield a hash of all that each item's compiled code depends on: sources, Triton's version, variant, architecture.
 
     Raises:
         LucidError: Triton is not installed.

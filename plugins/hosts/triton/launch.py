@@ -14,7 +14,7 @@ from lucid_deploy.plugins.table import FLOATS
 if TYPE_CHECKING:
     from torch import Tensor
 
-INTERPRETER_ARCH = 80  # compute capability whose tuned constants the interpreter uses
+INTERPRETER_ARCH = 80  # Triton's interpreter uses the constants tuned for this GPU; for E4M3, FLOAT8_ARCH's
 _SCALES = ("K_scale", "Y_scale")
 
 
@@ -38,7 +38,7 @@ def precondition(
     Args:
         out: Contiguous tensor to write Y into; None: a new one.
         workspace: Scratch memory (uint8) of at least the plan's size; None: new memory.
-        tuned: Constants to use instead of the tuned ones.
+        tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
         ValueError: The kernel does not support the shapes, the types or the device.
@@ -82,7 +82,7 @@ def decode_attention(
             None: the cache has the type of ``q``.
         out: Contiguous tensors to write O and Y_new into; None: new ones.
         workspace: As in :func:`precondition`.
-        tuned: Constants to use instead of the tuned ones.
+        tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
         ValueError: The kernels do not support the shapes, the types or the device.
@@ -131,7 +131,7 @@ def delta_rule(
     Args:
         out: Contiguous tensors to write the outputs and the new state into; None: new ones.
         workspace: As in :func:`precondition`.
-        tuned: Constants to use instead of the tuned ones.
+        tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
         ValueError: The kernels do not support the sizes, the types or the device.
@@ -155,8 +155,8 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
 
     Args:
         plan: The launches.
-        tensors: The operator's tensors by name, on one device and of one floating-point type, except those that are
-            always float32, and K and Y of a cache with scales.
+        tensors: The operator's tensors by name, on one device and of one floating-point type, except the mask, tensors
+            that are always float32, and K and Y of a cache with scales.
         workspace: uint8, at least ``plan.workspace_bytes`` long, with any contents; None: new memory.
 
     Raises:

@@ -31,7 +31,7 @@ def use_kernels(device_type: str = "cuda") -> None:
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
-    """Return why the kernels do not support an operator's float tensors ``(B, H, T, D)``; None if they do."""
+    """Return why the kernels do not support float tensors, the first ``(B, H, T, D)``; None if they do."""
     first = tensors[0]
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
     if len(kinds) > 1 or not kinds <= set(FLOATS):
@@ -45,7 +45,7 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
 
 @functools.cache
 def device_unsupported_reason(device: torch.device) -> str | None:
-    """Return why the kernels cannot run on a device; None if they can. Cached, so that it warns only once."""
+    """Return why the kernels cannot run on a device; None if they can. Warns once if Triton is missing."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')
         reason = f"Triton is not installed; {line} brings it for Linux"
