@@ -153,7 +153,7 @@ class StaticRows(Rows):
 
     def leave(self, key: int) -> None:
         slot = self._slots.index(key)
-        written = min(int(self._lengths[slot]) + MOST, self.room)  # drafts may lie behind the length
+        written = min(int(self._lengths[slot]) + MOST, self.room)  # more than the length, if a step failed before keep
         for tensor, buffer in self._tensors(self._layers):
             held(tensor, buffer[slot : slot + 1], written)[:] = 0  # masking multiplies by 0, and 0 · NaN is NaN
         self._slots[slot] = None

@@ -67,7 +67,7 @@ class Report:
 
     task: Task
     runtime: str  # what ran the model
-    dtype: str  # of its weights and arithmetic
+    dtype: str  # of its arithmetic and unquantized weights
     outcomes: list[Outcome]  # one for each question
 
     @property

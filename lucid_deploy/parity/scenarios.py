@@ -26,7 +26,7 @@ DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in tur
 REJECTED = 2  # wrong tokens after the drafts of the first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
 # Chunk lengths, in turn: one token, two, half a block, most of the way to 128, sevens across it, half a block and one,
-# most of the way to 256, sevens across it, then what is left, at most 129 (5 tokens of a default prompt).
+# most of the way to 256, sevens across it, then what is left, at most 129 (5 of the 274 tokens prefilled by default).
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
 # and after 256; the prefill before the last decoding has a whole block of tokens and one more.

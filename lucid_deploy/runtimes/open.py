@@ -23,7 +23,7 @@ _EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation", "adapter"})
 def open_session(
     artifact: str | Path | Artifact, runtime: str | RuntimeOptions = "auto", **options: Any
 ) -> Session[Any]:
-    """Open an artifact in a runtime, with the form of the graphs that the runtime prefers.
+    """Open an artifact in a runtime, with the graphs that it prefers: growing or static cache, functions or inlined.
 
     Args:
         artifact: An artifact's directory, or an opened artifact; one that ``Artifact.form`` returned has one form only.

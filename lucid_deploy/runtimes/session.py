@@ -100,7 +100,7 @@ class Session(CacheOperations[Tensor]):
 
     Attributes:
         config: The model's configuration.
-        dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
+        dtype: Type of its arithmetic and unquantized weights, as numpy spells it (``bfloat16`` included).
         cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; usually ``dtype``.
         layers: Descriptions of its layers.
         layout: The tensors that each layer caches.

@@ -20,13 +20,13 @@ _QKV, _OUTPUT = ("q_proj", "k_proj", "v_proj"), "o_proj"
 
 
 def rows_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
-    """Return the cache of an attention layer: a row of ``key`` and ``value`` for every token and key/value head."""
+    """Return an attention layer's layout: rows of keys and values, and in int8 or fp8 rows of their scales."""
     config = config.of_layer(index)
     return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
 
 
 def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
-    """Return the cache of an attention layer over a window: a ring of the rows of the last W tokens."""
+    """Return the layout of an attention layer over a window: a ring of the rows of the last W tokens."""
     if cache_dtype == "fp8":  # a ring is updated with ONNX's Where, which takes no E4M3
         raise LucidError(
             "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "

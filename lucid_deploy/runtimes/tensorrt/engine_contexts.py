@@ -29,9 +29,9 @@ class StateCopy:
 class DecodeStep:
     """Runs the decode engine on buffers that stay where they are; then copies new states to where the next step reads.
 
-    The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that.
-    Nothing would correct a state, so the states of rows that wait are not copied. A recorded graph copies the states of
-    all rows, so a model with states does not use it in a step in which a row waits.
+    The engine counts each sequence's new column as a token. For cached K and Y the next step's mask corrects that.
+    Nothing would correct a state, so the states of waiting sequences are not copied. A recorded CUDA graph copies those
+    of all sequences, so a model with states does not use it in a step in which a sequence waits.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
