@@ -29,7 +29,7 @@ class CacheCodec:
         return k, y
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        """Concatenate stored rows of one tensor, ``(B, KV, T + N, ·)``."""
+        """Return a tensor's cached rows followed by new ones, both as stored: ``(B, KV, P + N, ·)``."""
         return torch.cat([past, new], dim=2)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> LayerCache:

@@ -185,7 +185,7 @@ class Exchange:
         """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies together exceed the bound."""
         service, more = self.service, max(0, size - FREE_BYTES) - self._counted
         if more > 0 and service.body_memory + more > service.most_body_memory:
-            raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
+            raise unavailable("Too many large requests are being read at once. Try again later.", "too_many_bodies")
         self._counted += more
         service.body_memory += more
 

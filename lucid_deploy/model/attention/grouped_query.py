@@ -54,7 +54,7 @@ class GroupedQueryAttention(Mixer):
         return self.o_proj(o.transpose(1, 2).reshape(*x.shape[:2], -1)), present
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens.
+        """Compute attention for new tokens from their queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)``.
 
         Returns:
             The output ``(B, H, N, D)``, and the cache with the new rows, ``(B, KV, T or M, ·)`` each.

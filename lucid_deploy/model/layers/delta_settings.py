@@ -49,7 +49,7 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 
     @property
     def channels(self) -> int:
-        """Channels that the short convolutions run over: queries, keys and values, in this order."""
+        """Number of channels of the short convolutions, which run over queries, keys and values side by side."""
         return 2 * self.key_channels + self.value_channels
 
 

@@ -152,7 +152,7 @@ ExpertsInterface.register(NAME, experts)
 
 
 def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
-    """Return scale and soft cap from the keyword arguments of a call of attention; refuse unknown arguments."""
+    """Return the scale and the soft cap that a model passes to its attention; refuse arguments that are not known."""
     known = {**options}
     scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
     known.pop("s_aux", None)  # sinks

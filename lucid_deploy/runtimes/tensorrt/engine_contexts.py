@@ -102,7 +102,7 @@ class EngineContexts:
         return not self._end.alive
 
     def close(self) -> None:
-        """Drop the contexts, and save compiled kernels for the next start. Needs no call at exit."""
+        """Drop the contexts, and save compiled kernels for the next start. At exit this happens without a call."""
         self._end()
 
     def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:

@@ -147,7 +147,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return logits, bound.layers
 
     def _verify_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
-        """Run the tokens of a draft into the buffers that decoding is bound to; no CUDA graph is recorded."""
+        """Run a draft's tokens on the cache that decoding writes to, in place. Only decoding has a CUDA graph."""
         self._device.activate()
         (batch, new), past, mask = tokens.input_ids.shape, tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
