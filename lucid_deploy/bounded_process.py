@@ -31,7 +31,7 @@ IGNORED_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one task may cost: seconds of processor time, and bytes of memory beyond what the worker has anyway."""
+    """Limits of a task: seconds of processor time, and bytes beyond the memory in use when ``bound_memory`` runs."""
 
     seconds: float = 5.0
     memory: int = 256 << 20
@@ -42,7 +42,7 @@ class TooCostly(LucidError):
 
 
 class WorkerKilled(LucidError):
-    """Something else killed the worker during the task."""
+    """Something other than the limits killed the worker during the task."""
 
 
 class WorkerFault(Exception):
@@ -86,7 +86,7 @@ class BoundedProcess:
         """Run a task in the process, which is started again if it has ended.
 
         Raises:
-            LucidError: The task raised one, was too costly (TooCostly) or killed (WorkerKilled), or this is closed.
+            LucidError: The task raised one, was too costly (TooCostly) or killed (WorkerKilled), or no process started.
             WorkerFault: The worker has a bug.
         """
         with self._lock:
@@ -161,7 +161,7 @@ class BoundedProcess:
 
 
 def serve(open_worker: Callable[[Any, Bounds], tuple[Any, Callable[[Any], Any]]]) -> None:
-    """Run tasks until stdin ends; the main function of a worker process.
+    """Run tasks until stdin ends, or none if ``open_worker`` fails; the main function of a worker process.
 
     ``open_worker`` gets the setup and the bounds. It loads what is large, then calls :func:`bound_memory`, and returns
     what the parent finds in ``ready`` and the function that runs a task.

@@ -49,9 +49,9 @@ def named_field(name: str) -> Iterator[None]:
 def decode(
     data: bytes, form: type[T], what: str = "text", prepare: Callable[[dict[str, Any]], None] | None = None
 ) -> T:
-    """Parse UTF-8 JSON into a msgspec struct, or raise a FieldError; its message names the JSON by ``what``.
+    """Parse a JSON object in UTF-8 into a msgspec struct, or raise a FieldError.
 
-    ``prepare`` may change the parsed object before it is checked.
+    Messages about the text as a whole call it ``what``. ``prepare`` may change the parsed object before it is checked.
     """
     try:
         text = data.decode()

@@ -1,4 +1,4 @@
-"""Objects that other installed packages register as entry points."""
+"""Objects by name: our own, those that a program registers, and entry points of other installed packages."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, item: T) -> None:
-        """Register an object, in place of one registered under its name; raise a LucidError if it does not fit."""
+        """Register an object, or replace one; raise a LucidError if it does not fit or has a built-in one's name."""
         self._check(item)
         name = getattr(item, self._attribute)
         if name in self._built_in:
@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         return tuple(dict.fromkeys((*self._built_in, *self._registered, *sorted(entry_points(self._group)))))
 
     def find(self, name: str) -> T | None:
-        """Return the object with a name; None if there is none."""
+        """Return the object with a name; None if there is none. Raise a LucidError if a package's cannot be used."""
         if name in self._built_in:
             module, _, attribute = self._built_in[name].rpartition(".")
             own: T = getattr(importlib.import_module(module), attribute)

@@ -24,7 +24,7 @@ def allowed_threads(root: Path = _ROOT) -> int | None:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return how many threads of this process can compute at a time: its cores, or its control group's lower quota."""
+    """Return how many threads of this process can run at a time: its cores, or its group's quota, rounded, if less."""
     cores, quota = _cores(root), processor_quota(root)
     # With a quota of 1.5, two threads were faster than one.
     return cores if quota is None or quota >= cores else max(1, int(quota + 0.5))
@@ -36,7 +36,7 @@ def processor_quota(root: Path = _ROOT) -> float | None:
     lines = _read_text(root / "proc/self/cgroup").splitlines()
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
     group = Path(own.lstrip("/"))
-    # The groups around it count, too. A container sees its own as the top, whatever name the machine has for it.
+    # Quotas of enclosing groups count, too. In a container, /sys/fs/cgroup may be its own group, whatever its name.
     for folder in (group, *group.parents, Path()):
         quota, period, *_ = [*_read_text(root / "sys/fs/cgroup" / folder / "cpu.max").split(), "", ""]
         if quota.isdigit() and period.isdigit() and int(period):

@@ -20,7 +20,8 @@ class Tensor:
 
     Attributes:
         shape: The names of its axes in brackets, such as ``[batch, heads, sequence]``.
-        type: Its type; ``T`` stands for one of the operator's types, the same for all ``T`` of a node.
+        type: Its type; ``T`` stands for one of the operator's types, the same for all ``T`` of a node. Operators of
+            LIBRARY_ONLY with offsets also take float16 scales and offsets beside float32 X.
     """
 
     name: str
@@ -341,7 +342,8 @@ QUANTIZED_MATMUL_OFFSETS = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
-# Never in an artifact: these sessions put it in place of two Gather, two MatMul and an Add, in graphs that decode.
+# Never in an artifact: in graphs that decode, onnxruntime sessions with our CPU kernels put it in place of two Gather,
+# two MatMul and an Add.
 ADAPTER_MATMUL = Operator(
     name="AdapterMatMul",
     text="Y + X · A · B with the A and B that each batch row chooses; 0 chooses none.",

@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
 
 
 def read_adapters(directory: Path, slots: AdapterSlots) -> tuple[StoredAdapter, ...]:
-    """Return the adapters of an artifact, in the order of their slots; ``CheckFailed`` if the file is damaged."""
+    """Return an artifact's adapters in the order of their slots; ``CheckFailed`` if the file is missing or damaged."""
     return _read_index(directory / ADAPTERS, slots).adapters
 
 

@@ -1,4 +1,4 @@
-"""Render chats in a worker process: a template is a program from the model's files, and may loop or fill memory."""
+"""Render chats in a worker process: a template is a program that came with the model, and may hang or fill memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def chat_renderer(directory: Path) -> ChatRenderer | None:
 
 
 def open_renderer(directory: Path, bounds: Bounds) -> tuple[None, Callable[[Any], str]]:
-    """Compile the template; return no facts for the parent process (None), and the function that renders messages."""
+    """Compile the template; return None (no facts for the parent) and a function of ``(messages, continue_last)``."""
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     templates = load_chat_templates(directory)
     assert templates is not None

@@ -1,4 +1,4 @@
-"""Check that weights that a graph stores outside of its file (ONNX's external data) lie in the artifact's files."""
+"""Check that a graph's external data, its weights outside the ONNX file, lies in the weight or adapter file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoredWeight:
 
 
 def stored_weights(model: onnx.ModelProto) -> tuple[StoredWeight, ...]:
-    """Return the weights of a graph that ``check_external_data`` accepted, in the graph's order."""
+    """Return the external weights of a graph in its order; ``check_external_data`` must have accepted the graph."""
     return tuple(
         StoredWeight(
             tensor.name,
@@ -50,7 +50,7 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 def follow_links(model: onnx.ModelProto, directory: Path) -> None:
     """Make a graph name the targets of the artifact's links to weight files, since onnxruntime refuses links.
 
-    The Hub's cache has such links. The new names are relative to the folder of the weight file's target.
+    The Hub's cache has such links. The new names have no folder: sessions look in that of ``weights.bin``'s target.
     """
     names = {name: (directory / name).resolve().name for name in (WEIGHTS, ADAPTERS)}
     for tensor in model.graph.initializer:
@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Return a graph without its weights' data; ``CheckFailed`` if these do not lie in the weight or adapter file."""
+    """Read a graph without its external data; ``CheckFailed`` if any of that is not in the weight or adapter file."""
     import onnx
     from google.protobuf.message import DecodeError
 

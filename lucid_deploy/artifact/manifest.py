@@ -25,7 +25,7 @@ WEIGHTS = "weights.bin"
 ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
 FORMAT, FORMAT_VERSION = "lucid-deploy", 3
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
-PACK_LIMIT = 1 << 30  # bytes; onnxruntime packs weights of a larger weight file only if they are quantized
+PACK_LIMIT = 1 << 30  # bytes; of a larger weight file, we let onnxruntime pack weights only if they are quantized
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")  # the graphs that every artifact has
 VERIFY = "verify"  # an optional graph: a few new tokens over a cache, with logits for each of them
@@ -96,8 +96,7 @@ class Manifest:
 
     config: LucidConfig  # the model
     dtype: Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]  # of weights and arithmetic
-    # growing: present tensors are past tensors plus the new rows; static: decode takes buffers and writes its
-    # row into them.
+    # growing: present tensors are past tensors plus the new rows; static: decode and verify write into given buffers.
     cache: Annotated[str, Meta(pattern="^(growing|static)$")]
     logits: Annotated[str, Meta(pattern="^(last|all)$")]  # for which new tokens prefill returns logits
     opset: Size  # highest version of the standard ONNX operators in the graphs
@@ -113,14 +112,14 @@ class Manifest:
     cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
     notes: tuple[str, ...] = ()  # sentences for the user: decisions and warnings of the export
-    # Keys of its configuration that were ignored because the user said that they change nothing, with their values.
+    # Keys of the checkpoint's configuration that were ignored because the user called them unused, with their values.
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision, commit
     options: dict[str, Any] = field(default_factory=dict)  # what ExportOptions.recorded() returns
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
     adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
-    forms: tuple[GraphForm, ...] = ()  # the forms after the first, which cache, inline, opset and graphs describe
+    forms: tuple[GraphForm, ...] = ()  # all forms but the first; cache, inline, opset and graphs above are the first's
     forms_left_out: dict[str, str] = field(default_factory=dict)  # by form, such as static: why it was not written
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ class QuantizedTensor:
     """How one weight is quantized: its blocks, its bits, and what is stored beside the quantized values."""
 
     shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
-    block_size: int  # elements of a block, of which a row's last may be shorter; without blocks, a row's width
+    block_size: int  # elements of a block; a row's last block may have fewer. Without blocks it is the row's width
     zero_points: bool = False  # whether a weight is (q − z) · s, with a z for each block; only in matmulnbits
     bits: int | None = None  # of an element; None: the record's
     granularity: str = "block"  # what shares a scale: a block or, in fp8, a channel (row) or the whole tensor
@@ -97,7 +97,7 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 class LearnedTensor:
     """How near a weight's quantized values, chosen by calibration data, come to the weight."""
 
-    distance: float  # relative_distance of the dequantized weight from the original; verify computes it again
+    distance: float  # relative_distance from the checkpoint's weight, with folded scales; verify computes it again
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Method:
     """The manifest's record of how the quantized values were chosen."""
 
     name: str = NEAREST  # of --method, or STORED
-    settings: dict[str, Any] = field(default_factory=dict)  # the method's own; of STORED, the layout of the checkpoint
+    settings: dict[str, Any] = field(default_factory=dict)  # such as rate; of STORED: layout, that of the checkpoint
     calibration: dict[str, Any] = field(default_factory=dict)  # CalibrationRows.facts, such as file and seed
-    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # learned weights; no text was used for the others
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # learned weights; others are rounded without text
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,16 @@ class Quantization:
 
     scheme: str  # int8, int4, fp8 or nvfp4
     bits: int  # of an element, unless its tensor says otherwise
-    # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq: DequantizeLinear
-    # before a product, which TensorRT takes too.
+    # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized, and ours for experts.
+    # qdq: DequantizeLinear before a product, which TensorRT takes too.
     format: str
     # How inputs of products are rounded. float: not at all. int8: onnxruntime on the CPU rounds them to 8 bits, block
     # by block. Otherwise the graphs round to E4M3; the scale is stored for each weight (fp8-static), or it is the
     # largest magnitude / 448 of each token (fp8-token) or of each input_block elements of a token (fp8-group).
     activations: str
     tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
-    kept: tuple[str, ...]  # matrices that could be quantized and are not
-    tool: str  # the program that chose the quantized values, with its version
+    kept: tuple[str, ...]  # the checkpoint's matrices that are not quantized
+    tool: str  # the program that chose the values, with its version; of STORED: the layout
     method: Method = field(default_factory=Method)  # how they were chosen
     input_block: int | None = None  # with fp8-group, how many inputs share a scale; None otherwise
 
@@ -262,7 +262,7 @@ class Quantization:
         return "uint8" if self.format == "matmulnbits" else f"int{self.bits_of(name)}"
 
     def part_dtype(self, name: str, part: str, dtype: str) -> str:
-        """Return the type of a stored part in graphs of type ``dtype``: ONNX's name in lower case, but ``float32``."""
+        """Return a stored part's type in graphs of type ``dtype``: ONNX's name in lower case, ``float32`` for FLOAT."""
         if part in (PACKED, ROWS):
             return self.packed_dtype(name)
         if part in (SCALES, OFFSETS) and self.tensors[name].scale_dtype is not None:
@@ -291,5 +291,4 @@ class Quantization:
         return sum(self.part_size(name, part, dtype) for part in self.parts(name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain data."""
         return asdict(self)

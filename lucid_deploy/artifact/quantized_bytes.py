@@ -85,7 +85,7 @@ def unpack(
         shift: The bytes of ``ZEROS``, or the numbers of ``OFFSETS``, flat, if the tensor has them.
 
     Returns:
-        Quantized values ``(out, in)``, which times the scales are the weight: q in int8, q − z in int16, q + c / s in
+        Quantized values ``(out, in)``; times the scales they are the weight: q in int8, q − z in int16, q + c / s in
         float64, or floating-point numbers in float32; and the scales, float64 ``(out, blocks)``.
     """
     tensor, bits = quantization.tensors[name], quantization.bits_of(name)
@@ -125,9 +125,9 @@ def dequantize(
 
 
 def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
-    """Turn rows of ``matmulnbits`` into what ``DequantizeLinear`` reads: flat bytes of signed values, ``(in, out)``.
+    """Turn packed rows into what ``DequantizeLinear`` reads: flat bytes of the values in the order ``(in, out)``.
 
-    ``packed`` is ``(out, blocks, block_size · bits / 8)``. Codes of floating-point numbers stay as they are.
+    ``packed`` is ``(out, …)``: the bytes of each row. Whole numbers become signed; codes of floats do not change.
     """
     signed = 0 if is_float else 1 << (bits - 1)  # flips the sign bit, to undo that half of the range was added
     rows = packed.reshape(len(packed), -1)
@@ -142,8 +142,8 @@ def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
 
 
 # Equalization multiplies the columns of W by scales s, and divides by s what produces x: the norm before, or the rows
-# (and the bias) of another linear layer. So W x does not change. The graphs need no scales, but the comparison of an
-# artifact's weights with its checkpoint's does.
+# (and the bias) of another linear layer. So W x does not change. The graphs need no scales, but comparing an artifact's
+# weights with its checkpoint's needs them, and so do adapters that are added later.
 FILE = "folded_scales.safetensors"
 INPUTS, OUTPUTS = ".inputs", ".outputs"  # after a weight's name: its columns were multiplied, its rows divided
 Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]

@@ -34,7 +34,6 @@ class Artifact:
 
     @property
     def config(self) -> LucidConfig:
-        """The model's configuration."""
         return self.manifest.config
 
     @property
@@ -99,7 +98,7 @@ class Artifact:
 
 
 def open_artifact(directory: str | Path) -> Artifact:
-    """Open an artifact and check what is cheap to check: version, file sizes, layers, graphs, list of adapters."""
+    """Open an artifact and check what is cheap: version, file sizes, layers, first form's graphs, list of adapters."""
     directory = Path(directory)
     artifact = Artifact(directory, read_manifest(directory))
     _check_files(artifact)
@@ -134,7 +133,10 @@ def _check_graphs(artifact: Artifact) -> None:
 
 
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
-    """Compare the sha256 of every file with the manifest; raise ``CheckFailed`` if one differs."""
+    """Check every file's sha256 in the manifest, and the one in ``adapters.bin``; raise ``CheckFailed`` if one differs.
+
+    ``progress`` is called with (bytes read, bytes in all).
+    """
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
     for name, facts in artifact.manifest.files.items():
@@ -218,7 +220,7 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
     wanted = {}
     for name in record.tensors if record is not None else ():
         assert record is not None
-        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # look-ups in embeddings: ROWS
+        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # embeddings are read as ROWS
         for part in (*numbers, *record.parts(name)[1:]):
             kind = record.part_dtype(name, part, artifact.manifest.dtype)
             wanted[name + part] = ("FLOAT" if kind == "float32" else kind.upper(), record.part_shape(name, part))
@@ -234,10 +236,10 @@ _Identity = tuple[int, int, int, int]
 
 
 class ArtifactWatch:
-    """Detect changes of an artifact's files by device, inode, size and time of the last change.
+    """Detect changes of an artifact's files, ``adapters.bin`` aside, by device, inode, size and modification time.
 
     Runtimes map the weights into memory, so a change of the file changes the model at once. Create the watch before
-    anything reads the files.
+    the weights are read.
     """
 
     def __init__(self, artifact: Artifact) -> None:

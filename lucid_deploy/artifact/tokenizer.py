@@ -55,7 +55,7 @@ class TextTokenizer:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text, by default with the special tokens of the tokenizer's template."""
+        """Return the token ids of a text, by default with the special tokens that the tokenizer adds, such as BOS."""
         ids: list[int] = self._encoding(text, add_special_tokens).ids
         return ids
 
@@ -115,7 +115,7 @@ class TextTokenizer:
         return found
 
     def is_added(self, token: int) -> bool:
-        """Whether a token was added to the vocabulary. Its piece is plain text, even if those of others spell bytes."""
+        """Whether a token was added to the vocabulary: its piece is plain text, even if others' pieces spell bytes."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:
@@ -144,7 +144,7 @@ class TextTokenizer:
     def decode_steps(self) -> Callable[[int], str | None]:
         """Return an incremental decoder: a function from the next id to the text that it completes.
 
-        The function returns None while a character is incomplete, or if the decoder changes text already returned.
+        The function returns None for a special token or an incomplete character, or if text already returned changes.
         """
         from tokenizers.decoders import DecodeStream
 
@@ -169,7 +169,7 @@ def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
 
 
 def _explain_panic(error: BaseException, what: str) -> None:
-    """Raise a LucidError for a panic inside the tokenizers library."""
+    """Raise a LucidError if the error is a panic of the tokenizers library; ``what`` was encoded or decoded."""
     if type(error).__name__ == _PANIC:
         raise LucidError(
             f"The tokenizer failed on {what}: {error}. A rule in its tokenizer.json cannot cope with it."

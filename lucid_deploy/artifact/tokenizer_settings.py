@@ -22,7 +22,7 @@ def token_names(directory: Path) -> dict[str, str]:
     """Return the texts of the tokens that have names, by name, such as ``bos_token``.
 
     Raises:
-        LucidError: The files are those of a checkpoint, or of an artifact of an earlier version.
+        LucidError: A file is unreadable, or describes tokens as only checkpoints and older artifacts do.
     """
     settings = read_tokenizer_file(directory / CONFIG)
     extra = settings.get(EXTRA, {})

@@ -43,7 +43,7 @@ class AnswerFile:
         overwrite: Start anew, and replace the file.
 
     Raises:
-        LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.
+        LucidError: The file cannot be written, another process writes it, or its record is missing or has other facts.
         CheckFailed: It has lines that are not answers, or not to these prompts, or two for one prompt.
     """
 
@@ -68,7 +68,6 @@ class AnswerFile:
             raise
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._handle)
 
     def write(self, answers: list[dict[str, Any]]) -> None:

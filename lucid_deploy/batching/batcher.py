@@ -28,7 +28,7 @@ GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
 # Most prompt tokens that run in a step, for each request. In our benchmark prompts have 3 tokens for each token of
-# their answers (200 for 64); with twice that, half of the steps run no prompt, and are as short as the rows alone.
+# their answers (200 for 64); with twice that, half of the steps run no prompt, and take no longer than the rows alone.
 PROMPT_TOKENS_PER_ROW = 6
 ALONE_CHUNK = 128  # tokens that a chunk has at least where no row waits for its next token
 
@@ -53,6 +53,7 @@ class Batcher:
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
         store: The stored prefixes.
         generated_tokens: Tokens chosen so far, over all requests.
+        prompt_tokens_computed: Prompt tokens that were run; those found in the store are ``prompt_tokens_reused``.
     """
 
     def __init__(
@@ -152,8 +153,8 @@ class Batcher:
     def parts(self) -> Iterator[list[Event]]:
         """Do a piece of work as :meth:`step` does, and yield events as soon as they are known.
 
-        The first token after a prompt comes before the next prompt runs and before the rows' step, unless the prompt
-        ends in that step. Take all parts before calling anything else.
+        The first token after a prompt comes before the next prompt runs and before the rows' step, unless the end of
+        the prompt runs together with the rows. Take all parts before calling anything else.
         """
         events: list[Event] = []
         self._steps += 1
@@ -288,7 +289,7 @@ class Batcher:
         return sorted(found, key=lambda number: held[self._waiting[number].client])
 
     def _store_beginning(self, row: BatchRow) -> None:
-        """Store rings and states of a prompt that runs: after 1, 2, 4, … chunks and at the last border of a block."""
+        """Store a prompt with rings or states as it runs: after 1, 2, 4, … chunks and at the last border of a block."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         is_stored = not rest and not chunks & (chunks - 1)
         if self._stores_states and (is_stored or len(row.ids) == self._last_border(row)):
@@ -304,7 +305,7 @@ class Batcher:
         row.drafter.add(row.request.prompt_ids)
 
     def _take_first(self, row: BatchRow, logits: Array, events: list[Event]) -> None:
-        """Choose the first token of a prompt that has run; let the row decode if it goes on."""
+        """Choose the first token after a prompt and store the prompt's cache; the row then decodes, waits or ends."""
         row.next = row.ids.pop()
         self._set_deadline(0.0)
         end = self._take(row, [], logits, events)
@@ -348,7 +349,7 @@ class Batcher:
             self._finish_part(self._filling, part, first, events)
 
     def _run_beside(self, tokens: dict[int, list[int]], events: list[Event]) -> tuple[dict[int, Array], Array | None]:
-        """Run a step of the rows beside a part of the prompt; return the logits of both, None if the prompt failed."""
+        """Run a step of the rows beside a part of the prompt; return both logits, None for a prompt that failed."""
         row = self._filling
         assert isinstance(self._pool, StaticRows) and row is not None and row.cache is not None
         try:

@@ -45,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """Return how many processes were running or waiting over the last minute; None where the system does not say."""
+    """Return how many processes ran or waited on average over the last minute; None where the system does not say."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows, and some sandboxes

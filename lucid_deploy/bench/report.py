@@ -74,7 +74,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
-    """Return the bytes that a decode step reads: the cache and all weights except an untied embedding."""
+    """Return the bytes that a decode step reads: cache and weight file (``weights`` bytes) less an untied embedding."""
     config, record = manifest.config, manifest.quantization
     cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
     if config.tie_word_embeddings:

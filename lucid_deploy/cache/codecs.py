@@ -1,4 +1,4 @@
-"""Store K (keys) and Y (preconditioned values) in the cache of the PyTorch model and of the graphs traced from it.
+"""Store K and Y (with standard attention K and V) in the cache of the PyTorch model and of graphs traced from it.
 
 The new tokens of a call attend to each other's rows unrounded, and to rows of earlier calls as they were stored.
 ``lucid_deploy.cache.storage`` describes the types.

@@ -34,7 +34,7 @@ console_err = _Console(stderr=True, highlight=False)
 
 
 def set_output(quiet: bool, no_color: bool) -> None:
-    """Set up both consoles for a command: with ``quiet`` nothing goes to stderr but errors."""
+    """Set up both consoles for a command: ``quiet`` silences the one on stderr, which errors do not go through."""
     console_err.quiet = quiet
     for console in (console_out, console_err):
         console.no_color = no_color or bool(os.environ.get("NO_COLOR"))
@@ -114,7 +114,7 @@ def write_json(data: Any, target: str) -> None:
 
 
 def write_text(text: str, target: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all; a device or pipe is written directly."""
     path = Path(target).resolve()  # what a link points to is replaced, not the link
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

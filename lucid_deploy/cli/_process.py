@@ -19,7 +19,7 @@ _SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr take characters that the locale's encoding lacks; they are written with backslashes."""
+    """Let stdout and stderr write characters that their encoding lacks as backslash escapes; refuse a closed stdout."""
     if sys.stdout is None:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
     for stream in (sys.stdout, sys.stderr):
@@ -36,7 +36,7 @@ def discard_output(*numbers: int) -> None:
 
 
 def check_encoding(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are not UTF-8: neither ONNX nor a tokenizer takes them."""
+    """Refuse arguments that Python could not decode: neither ONNX nor a tokenizer takes them."""
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python keeps bytes that it cannot decode
             shown = os.fsencode(argument).decode("utf-8", "backslashreplace")

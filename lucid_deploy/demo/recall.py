@@ -84,7 +84,10 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
 ) -> RecallLists:
-    """Draw ``batch`` lists of ``pairs`` entries, with ``questions`` for each; ValueError if a number is impossible."""
+    """Draw ``batch`` lists of ``pairs`` entries, with ``questions`` for each; ValueError if a number is impossible.
+
+    Every entry is held out if ``held_out`` is set, and none otherwise.
+    """
     if questions < 1 or not 1 <= pairs <= len(ANIMALS):
         raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]

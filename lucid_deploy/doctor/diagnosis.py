@@ -30,7 +30,7 @@ class Check:
     try_it: Callable[[], str]
     hint: str = ""  # what to do if it is not installed
     required: bool = False  # whether the command fails if it is not ok
-    package: str | None = ""  # the distribution whose version is shown; empty: called as `name`; None: it is no package
+    package: str | None = ""  # the distribution whose version is shown; empty: it is named `name`; None: there is none
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class Finding:
     required: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as plain data."""
         return asdict(self)
 
 
@@ -200,7 +199,7 @@ _PLUGIN, _PACKAGE = "plugins.hosts.tensorrt.build", "packaging.tensorrt.package"
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("processors", "everything", _processors, package=None),
-    # Optional, but where it is installed, its solve must be right.
+    # torch is optional, but if it is installed, our solve must compute the right result in it.
     Check("torch", "export, verify", _torch, _EXPORT, required=find_spec("torch") is not None),
     Check("onnx", "everything", importable("onnx"), "pip install onnx", required=True),
     Check("onnxscript", "export", importable("onnxscript"), _EXPORT),

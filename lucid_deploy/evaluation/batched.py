@@ -21,7 +21,7 @@ Ids = list[int]
 
 @dataclass
 class Wave:
-    """One prompt of each group, ready to run after the tokens that its group shares."""
+    """At most one prompt of each of B groups, ready to run after the tokens that its group shares."""
 
     cache: Cache[Any]  # holds the shared tokens; this wave may change it
     input_ids: Array  # the remaining tokens, padded on the left, int64 (B, N)

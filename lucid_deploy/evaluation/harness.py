@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
 _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
-RESAMPLES = 10_000  # of the difference between two models
+RESAMPLES = 10_000  # bootstrap samples for the interval of the difference between two models
 _SEED = 0  # of these resamples: the same scores give the same interval
 _OTHER_LENGTH = -1  # RULER's tasks have a metric for each length, and give this to documents of other lengths
 
@@ -35,14 +35,14 @@ class HarnessOptions:
     """Settings of a run of tasks."""
 
     limit: int | None = None  # documents of each task; None: all
-    num_fewshot: int | None = None  # solved examples in each prompt; None: as the task says
+    num_fewshot: int | None = None  # solved examples in each prompt, unless the task says 0; None: as it says
     gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options that override the tasks' own
     chat: bool = False  # render prompts with the model's chat template
     seed: int | None = None  # of all random numbers that tasks draw; None: lm_eval's own seeds
     batch: int = 8
     truncate: str | None = None  # how to cut prompts that are too long; None: refuse them
     output: Path | None = None  # a directory for results and answers
-    answers: Path | None = None  # a file that keeps answers, so that they are not computed again; None: no file
+    answers: Path | None = None  # a file that keeps answers; only sampled ones are computed again; None: no file
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TaskResult:
     """A model's scores in one task."""
 
     name: str
-    values: dict[str, tuple[float, float | None]]  # by metric, over all documents, with lm_eval's standard error
+    values: dict[str, tuple[float, float | None]]  # by metric: value over all documents, lm_eval's standard error
     samples: list[dict[str, Any]]  # lm_eval's record of each document, and in `truncated` whether its prompt was cut
     aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, makes one value of several documents' values
 

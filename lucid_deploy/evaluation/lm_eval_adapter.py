@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 BATCH = 8
 TRUNCATIONS = ("left", "middle")
 _UNLIMITED = 1 << 40  # tokens of context where the session has no limit
-_TOP_K = 50  # transformers' default, and so that of lm_eval's HFLM
+_TOP_K = 50  # transformers' default, which lm_eval's HFLM uses too
 _SAMPLING = {"temperature", "top_k", "top_p", "seed"}
 Ids = list[int]
 
@@ -49,13 +49,14 @@ Ids = list[int]
 class LucidLM(TemplateLM):
     """Any artifact in any runtime, or an opened session, as a model of lm_eval.
 
-    A context that several log-likelihood requests have is run once.
+    A context that several log-likelihood requests share is run once.
 
     Args:
         artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`; so are ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8. lm_eval's ``auto`` and ``max_batch_size`` are refused.
-        max_length: Most tokens of a context; None: the model's context.
+        max_length: Most tokens of a prompt with its answer; None: as many as the session allows. It is also the length
+            of the windows of texts that are scored as a whole; None: the model's context.
         max_gen_toks: Most tokens to generate if a task does not say.
         session: An opened session, with its ``tokenizer`` if there is no artifact.
         truncate: How contexts that are too long are cut: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
@@ -63,7 +64,7 @@ class LucidLM(TemplateLM):
         progress: Called with (description, tokens done, tokens in all) instead of showing a bar.
 
     Raises:
-        LucidError: As for opening an artifact; or arguments that contradict each other.
+        LucidError: As for opening a session; or an argument is invalid, or contradicts another one.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class LucidLM(TemplateLM):
         return len(context) + len(rest) - 1 > self._most
 
     def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
-        """Cut prompts to the room that their answers' tokens leave; raise LucidError if cutting was not asked for."""
+        """Cut prompts to the room that answers leave; LucidError if that is none, or if ``truncate`` forbids a cut."""
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(

@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.session import Session
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROWS = 8  # most rows of a table with one column: if a label has more values, rows are ranges of them
+_ROWS = 8  # most rows of a table without Task.columns; if Task.rows has more values, each row is a range of them
 _Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % of a normal distribution lie within ±_Z
 
 

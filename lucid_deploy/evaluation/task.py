@@ -39,7 +39,7 @@ class Task:
     questions: list[Question]
     ends: str  # a regular expression: an answer ends before its first match, or where the model ends it
     rows: str  # the label whose values are the rows of the table
-    columns: str | None = None  # the label whose values are its columns; None: one column
+    columns: str | None = None  # the label whose values are its columns; None: it has counts and intervals
 
     def answer_in(self, text: str) -> str:
         """Return the answer that a generated text begins with."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 1 << 20  # of a schema, an expression, a grammar, or all choices together
 MOST_CHOICES = 10_000  # also the most alternatives and lines of a grammar, together
 _LEXER_STATES = 50_000  # most states of one grammar's lexer; each takes 1 to 2 kB
-# Whitespace between the parts of JSON. It is bounded: a model might write blanks for ever.
+# Whitespace between the parts of JSON. It is bounded, or a model might write blanks for ever.
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,20}"}
 # Keywords of older versions of JSON Schema, which newer ones ignore: they would silently not be enforced.
 _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")

@@ -84,7 +84,6 @@ class DraftLength:
         return self.length
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Adapt the length to how many tokens were accepted."""
         if accepted:
             self.failures = 0
             self.length = min(2 * self.length, MOST_DRAFTS) if accepted == proposed else accepted + 1
@@ -135,7 +134,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return ``count`` tokens from ``start``, repeating them at the text's end; stop before a token of ``ends``."""
+        """Copy ``count`` tokens from ``start``, again from there at the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
@@ -208,7 +207,6 @@ class ModelDrafters:
         self.session, self._vocabulary = session, vocabulary
 
     def __call__(self) -> ModelDrafter:
-        """Return a drafter for one text."""
         return ModelDrafter(self.session, self._vocabulary)
 
     def close(self) -> None:

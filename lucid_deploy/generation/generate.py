@@ -117,7 +117,7 @@ class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
     The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
-    has dropped rows), a prompt that begins with the last one starts from that one's cache, any other from an empty one.
+    has dropped rows), a prompt that begins with the last one starts from a copy of its cache, others from an empty one.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.

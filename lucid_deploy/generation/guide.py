@@ -39,7 +39,7 @@ _TRIALS, _TRIAL_LENGTH = 64, 6  # number of random texts, and of tokens in each,
 class Guide:
     """Follows one answer through its constraint, to say which tokens may come next.
 
-    Masks are computed in ``pool`` (llguidance releases the GIL), or in ``slow_pool`` if those of the answer took long.
+    Masks are computed in ``pool`` (llguidance releases the GIL), or in ``slow_pool`` if the earlier ones took long.
     ``renew`` makes a matcher with a lexer of its own, for when the shared lexer reaches its limits; None: no retry.
 
     Attributes:

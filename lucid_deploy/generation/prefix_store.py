@@ -74,7 +74,7 @@ class PrefixStore:
     Blocks have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
     what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
 
-    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as tokens of the same memory.
+    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as tokens that take as much memory.
     """
 
     def __init__(self, session: Session[Any], budget: int) -> None:
@@ -97,12 +97,10 @@ class PrefixStore:
 
     @property
     def tokens(self) -> int:
-        """Tokens stored now."""
         return len(self._blocks) * BLOCK
 
     @property
     def readers(self) -> int:
-        """The sum of the ``readers`` of all blocks."""
         return sum(block.readers for block in self._blocks.values())
 
     def takes(self, tokens: int) -> bool:
@@ -191,7 +189,7 @@ class PrefixStore:
         return max(0, min(wanted, self.capacity - self._used))
 
     def _stored(self, cache: Cache[Any]) -> list[tuple[CacheTensor, Array]]:
-        """Return a cache's tensors with their descriptions, in stored form (as int8 and scales), perhaps as views."""
+        """Return a cache's tensors with their descriptions, in stored form (such as int8 and scales), maybe views."""
         layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room after the rows
         if self._session.in_place is None:
             pairs = zip(self._session.layer_arrays(cache), self._session.layout, strict=True)

@@ -80,7 +80,7 @@ class Sampling:
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
     def check(self, vocabulary: int) -> None:
-        """Raise a LucidError if a token id of ``logit_bias`` or ``bad_words`` is not below ``vocabulary``."""
+        """Raise a LucidError unless the token ids of ``logit_bias`` and ``bad_words`` are 0 to ``vocabulary − 1``."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in self.logit_bias]),
             ("bad_words", [token for word in self.bad_words for token in word]),
@@ -93,8 +93,8 @@ class Sampling:
 class LogitAdjustment:
     """Adjusts the logits of one answer: penalties, biases and bad words.
 
-    The logit x of a token becomes as follows; c is how often the token was generated before (OpenAI's formula), *seen*
-    means that prompt or answer has it (the CTRL paper's, arXiv 1909.05858, as transformers and vLLM have it):
+    A token's logit x changes in these steps; c is how often the token was generated before (OpenAI's formula), *seen*
+    means that the prompt or the answer has it (formula of the CTRL paper, arXiv 1909.05858, transformers and vLLM):
 
         x ← −∞ where the token would complete a bad word;   x ← x + bias
         x ← x / repetition where x > 0 and seen;            x ← x · repetition where x ≤ 0 and seen
@@ -240,7 +240,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return each word's token ids, and those after a space if as many and with another first token, as vLLM does."""
+    """Return each word's token ids, and, as vLLM does, its ids after a space if as many and the first one differs."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

@@ -29,7 +29,8 @@ from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 
 log = logging.getLogger("lucid_deploy.generation")
-_NEAR = {"float32": 1e-4, "float64": 1e-9}  # near: gap of two logits / the largest; reordered sums move it far less
+# Two logits are near if their gap is at most this share of the largest logit. Reordered sums move it far less.
+_NEAR = {"float32": 1e-4, "float64": 1e-9}
 # In half precision, one step moved the gap of two logits by up to 0.0012 (float16) or 0.0081 (bfloat16) of the largest.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
 # Largest rounding error of a cached value, as a share of the largest value in its row.

@@ -101,7 +101,6 @@ class StopStrings:
 
     @property
     def held(self) -> int:
-        """Characters held back now."""
         return len(self._held)
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -143,7 +142,6 @@ class AnswerText:
     Attributes:
         decoded: Number of characters of all tokens so far, including a stop string and what follows it.
         shown: Number of characters that were returned; they are final.
-        stopped: Whether a stop string has ended the text; tokens after that add no text.
 
     Args:
         stops: Strings that end the text and are not part of it.
@@ -158,7 +156,7 @@ class AnswerText:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended the text."""
+        """Whether a stop string has ended the text; tokens after that add no text."""
         return self._stops.stopped
 
     @property

@@ -89,7 +89,7 @@ class Adapter:
 
     @property
     def weights(self) -> frozenset[str]:
-        """Names of the weights that the adapter changes, as the base model's class names them."""
+        """Names of the weights and biases that the adapter changes, as the base model's class names them."""
         return frozenset((*self._updates, *self._replaced))
 
     @property
@@ -109,7 +109,7 @@ class Adapter:
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Check that it fits the checkpoint ``base``; return notes. For a missing tensor, ``shape_of`` gives None."""
+        """Raise a LucidError unless the adapter fits ``base``; return notes. ``shape_of``: None for no such tensor."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:

@@ -51,7 +51,7 @@ def target_of(name: str) -> str:
 
 
 class AdapterRows:
-    """Adds adapters to a model's linear layers, and says which adapter each row of the next calls has.
+    """Adds matrices for adapters, zeros at first, to linear layers, and says which adapter each row of a call has.
 
     Attributes:
         ids: The slot of each row in the next calls, int64 ``(B,)``; None: every row has the slot ``default``.

@@ -298,7 +298,7 @@ def take_own_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
         if trusted:
             raise LucidError(f"{directory} needs no code of its own: leave out --trust-remote-code.")
         return
-    import lucid_deploy.model.transformers_class.module  # noqa: F401 (says what to install where transformers is missing)
+    import lucid_deploy.model.transformers_class.module  # noqa: F401 (without transformers, it says what to install)
     from lucid_deploy.model.transformers_class.remote_code import take_code
 
     take_code(raw, directory, trusted)
@@ -322,7 +322,7 @@ def _with_states(config: LucidConfig, state_dtype: str | None, where: str) -> Lu
 def _with_generation_eos(config: LucidConfig, directory: Path) -> tuple[LucidConfig, tuple[str, ...]]:
     """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there.
 
-    transformers uses only those if the file exists, so a note names the others that end a text here.
+    If the file exists, transformers ignores the ones in config.json, so a note names any that the file leaves out.
     """
     path = directory / "generation_config.json"
     if not path.is_file():

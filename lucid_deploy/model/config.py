@@ -114,7 +114,7 @@ class LucidConfig:
     family: str = "llama"  # model_type of a family in lucid_deploy.model.families, or of a class of transformers
     attention_output_bias: bool = False  # whether o_proj has a bias
     sliding_window: int | None = None  # how many tokens, itself included, a token sees in window layers
-    rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all
+    rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all, if use_rope
     # the diagonal entry of row i of L: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
     # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
@@ -132,7 +132,7 @@ class LucidConfig:
         return self.attention[index].experts if self.attention else None
 
     def of_layer(self, index: int) -> LucidConfig:
-        """Return this configuration with the heads, window and soft cap of one layer."""
+        """Return this configuration with the heads, their width, the window and the soft cap of one layer."""
         if not self.attention:
             return self
         own = self.attention[index]

@@ -108,7 +108,7 @@ WITH_OTHERS = frozenset(
 KNOWN = COMPUTED | CHANGES.keys() | WITH_OTHERS | NO_EFFECT
 
 ROPE_BLOCKS = ("rope_scaling", "rope_parameters")
-# By type of rope block, the keys that it must have; llama3 also the last of _ROPE_ALWAYS, which any block may have.
+# By type of rope block, the keys that it must have. llama3 also needs original_max_position_embeddings.
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),

@@ -27,7 +27,7 @@ class LayerDescription:
     cache: LayerLayout  # the tensors it keeps between calls, in the order of the graphs' inputs
     # by stage, the operators of the domain ai.lucid that the layer uses in the stage's graph
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # names of the weights its mixer reads, without the layer's prefix: self_attn.k_proj.weight
+    # names of the weights its mixer reads, without the layer's prefix, such as self_attn.k_proj.weight
     weights: tuple[str, ...] = ()
     solves: bool = False  # whether its cached values solve the triangular system of its cached keys
     diagonal: str = UNIT  # of a layer that solves: the diagonal of its system, as LucidConfig.diagonal

@@ -29,7 +29,8 @@ Progress = Callable[[str, int, int], None]  # what is downloaded, bytes done, by
 def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
     """Return whether to download a checkpoint: its name is ``org/name``, and no local path has that name.
 
-    A missing directory inside an existing one counts as a mistyped path, unless a revision is given.
+    A missing directory inside an existing one counts as a mistyped path, unless a revision is given. With a revision,
+    anything else raises a LucidError.
     """
     name = str(checkpoint)
     here = name == DEMO or Path(name).exists()

@@ -68,7 +68,6 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """The device that the parameters are on."""
         return self.lucid.model.embed_tokens.weight.device  # type: ignore[union-attr, return-value]
 
     def forward(

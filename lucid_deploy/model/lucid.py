@@ -86,9 +86,9 @@ class CausalModel(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
 
     def store_cache_as(self, cache_dtype: str) -> Self:
-        """Store the cache as ``float16``, ``int8`` or ``fp8``, or (``auto``) in the model's type; return the model.
+        """Set the type that rows are cached in, and return the model.
 
-        See :mod:`lucid_deploy.cache.storage`.
+        ``float16``, ``int8``, ``fp8``: see :mod:`~lucid_deploy.cache.storage`; ``auto`` or the model's own type: exact.
         """
         self.cache_dtype = cache_dtype
         for mixer in self.mixers():

@@ -24,8 +24,7 @@ class Step:
     Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
     """
 
-    # bool (B, P + N), False at padding; None: no padding. With a static cache (B, M + N), the last columns for the new
-    # tokens.
+    # bool (B, P + N), False at padding; None: no padding. With a static cache (B, M + N), the new tokens last
     mask: Tensor | None = None
     decode: bool = False  # whether to use the path for one or a few new tokens
     # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: no rotary positions

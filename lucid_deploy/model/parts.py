@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
-_LARGEST_EXPONENT = 80.0  # its exp is finite in float32, and so is the derivative; silu(−80) is −1e-33
+_LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32, and so is silu's derivative; silu(−80) is −1e-33
 
 
 class RMSNorm(nn.Module):
@@ -67,7 +67,7 @@ class Head(nn.Linear):
         self.in_float32 = True
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the logits ``(…, vocab)`` of hidden states ``(…, width)`` in the model's type."""
+        """Return the logits ``(…, vocab)`` of hidden states ``(…, width)``, which have the model's type."""
         if self.weight.dtype == torch.float64:
             return super().forward(input)
         if self.in_float32:

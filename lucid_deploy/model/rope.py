@@ -11,12 +11,12 @@ from lucid_deploy.model.config import Rope, RopeScaling
 
 
 def inverse_frequencies(rope: Rope, width: int) -> Tensor:
-    """Return the rotary frequencies in radians per token, float32 ``(D/2,)``, scaled as the configuration says.
+    """Return the rotary frequencies in radians per token, float32 ``(width/2,)``, scaled as the configuration says.
 
     They are float32 in every model: checkpoints were trained with float32 frequencies, and a float64 model must rotate
     by the same angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
-    ``low_freq_factor`` are stretched by ``factor``, those shorter than it divided by ``high_freq_factor`` are kept, and
-    between them runs a linear ramp.
+    ``low_freq_factor`` are stretched by ``factor``, those shorter than the context divided by ``high_freq_factor`` are
+    kept, and between them runs a linear ramp.
     """
     scaling = rope.scaling
     frequencies = rope.theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
@@ -35,7 +35,7 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rope_tables(rope: Rope, width: int, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cos and sin for rotary embedding, ``(B, 1, N, D/2)`` each, computed in float32 at least."""
+    """Return cos and sin for rotary embedding, ``(B, 1, N, width/2)`` each; float64 if ``dtype`` is, else float32."""
     work = torch.float64 if dtype == torch.float64 else torch.float32
     frequencies = inverse_frequencies(rope, width).to(dtype=work, device=position_ids.device)
     angles = position_ids.to(work)[:, None, :, None] * frequencies  # (B, 1, N, D/2)
@@ -43,6 +43,6 @@ def rope_tables(rope: Rope, width: int, position_ids: Tensor, dtype: torch.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of each head, ``(B, H, N, D)``, in the tables' precision; result in the type of ``x``."""
+    """Rotate features i and i + D/2 of each head, ``(B, H, N, D)``, in the tables' precision; same type as ``x``."""
     a, b = x.to(cos.dtype).split(cos.shape[-1], dim=-1)  # (B, H, N, D/2) each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

@@ -16,7 +16,7 @@ _LONGEST_NAME = 255  # bytes of a file name, the limit on Linux and macOS
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
-    """Map the name of every tensor to the file that holds it; raise a LucidError if files are missing or ambiguous."""
+    """Map the name of every tensor to the file that holds it; LucidError if files are missing, damaged or ambiguous."""
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
         return _sharded(index, single)

@@ -5,7 +5,7 @@ that each known mistake would give, and name the mistake whose tensor is nearest
 uses only the first ``TOKENS`` tokens, which keeps dense matrices small. Later tokens do not change the rows of these: L
 is triangular, so its leading block is the L of the leading tokens.
 
-Shapes: KV key/value heads, P cached tokens, n new tokens, T = P + n, D head width.
+Shapes: KV key/value heads, P cached tokens, n new tokens, T first tokens of the scenario (≤ ``TOKENS``), D head width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = 512  # only so many first tokens are searched for causes: E of one head, in float64, takes 2 MiB
+TOKENS = 512  # tokens, from the first on, that are searched for causes: E of one head, in float64, takes 2 MiB
 FITS = 0.25  # a guess explains an error if its tensor leaves at most this share of the error
 CONFINED = 0.95  # a hint names a head, or one or two features, in which at least this share of an error's energy lies
 LARGE = 0.3  # relative error beyond which a tensor looks like another layer's
@@ -65,7 +65,7 @@ class Explanation:
         return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
 
     def sentence(self, failed: bool, unproven: bool = False) -> str:
-        """Say where errors start; empty if no own error is beyond its gate and neither argument is True."""
+        """Say where errors start; empty if nothing ``failed``, is ``unproven`` or has an own error beyond its gate."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -224,7 +224,7 @@ class Evidence:
         return np.asarray(np.exp(-math.sqrt(self.keys.shape[-1]) * ratio))
 
     def kernel(self, dtype: str = "float64") -> Array:
-        """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of the rows against all tokens, ``(KV, n, T)``, K̂ rounded to ``dtype``."""
+        """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of the rows against T tokens, ``(KV, n, T)``, K̂ rounded to ``dtype``."""
         columns = self.wanted[0]
         if not self.decode:  # rows of one call see each other's keys as the candidate has them
             columns = columns.copy()

@@ -10,7 +10,8 @@ its mistake, which has nothing to do with the type.
 at least ``FLOOR_UNITS`` units in the last place: the error at a single position may be near zero by luck. It applies to
 every position of the candidate, in every schedule. Schedules are the same function unless the cache rounds (then see
 :mod:`.rounded_cache`): in float64 they agree to about 1e-13, so one reference serves all. Scenarios that may have too
-few different tokens (the greedy one, short ones, one repeated token; all in a quick run) get the widest gate below 1.
+few different tokens (the greedy one, short ones, one repeated token; all in a reduced run) get the widest gate below 1,
+unless their own gate is 1 or more.
 
 **Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for the size factors
 of :mod:`.rounded_cache`, at most 1 for Y, whose scale is the largest row so far. Where the gate is at least that, zeros

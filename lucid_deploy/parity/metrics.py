@@ -28,7 +28,7 @@ class TensorMetrics:
 class LogitMetrics:
     """Differences of distributions over the vocabulary, counted over positions and batch rows."""
 
-    kl_mean: float  # Kullback-Leibler divergence of the tensor from the reference, in nats
+    kl_mean: float  # Kullback-Leibler divergence KL(reference ‖ tensor), in nats
     kl_max: float
     positions: int
     agreed: int  # positions with the same most likely token

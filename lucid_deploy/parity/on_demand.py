@@ -25,7 +25,7 @@ ELEMENTS = 1 << 23  # most elements of a weight that are cast at a time: 64 MiB 
 def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
     """Return a model that computes in float64, without keeping the weights of linear layers and embeddings.
 
-    ``load`` returns a parameter by name, also a tied ``lm_head.weight``. Those layers call it at each run, others once.
+    ``load`` returns a parameter by name, also a tied ``lm_head.weight``. Linear layers and embeddings load at each run.
     """
 
     def load_as_stored(name: str) -> Tensor:

@@ -32,7 +32,7 @@ class ReferenceStates:
     states: LayerStates  # of all tokens in one prefill, in float64
     logits: Array  # of the last prompt token and every token after it, (1, S + 1, vocab)
     layers: tuple[LayerDescription, ...]
-    pasts: dict[int, Past] = field(default_factory=dict)  # caches after so many tokens; empty if layers cache only rows
+    pasts: dict[int, Past] = field(default_factory=dict)  # caches by number of tokens; empty if layers cache only rows
 
     @property
     def ids(self) -> Array:
@@ -83,7 +83,7 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Referenc
 
 
 def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
-    """Run a sequence ``(1, T)`` step by step; return the cache at every length that :func:`rerun` starts from."""
+    """Run a sequence ``(1, T)`` in pieces; return the cache at every length but 0 that :func:`rerun` starts from."""
     pasts: dict[int, Past] = {}
     past, start = reference.empty_past(), 0
     layouts = [decoded_layout(layer.cache) for layer in reference.layers]

@@ -19,12 +19,12 @@ Score = Callable[[Array], Iterator[Array]]  # takes token ids (N,), yields their
 
 @dataclass(frozen=True)
 class TextCost:
-    """How much worse a model predicts a text than the model that it was made from."""
+    """How much worse a model predicts a text than its original: the unquantized model, or the same model in float64."""
 
     tokens: int  # predicted tokens: all but the first of every window
     own: float  # the model's perplexity
-    original: float  # the perplexity of the model that it was made from
-    kl: float  # mean KL divergence from that model, nats a token
+    original: float  # the original's perplexity
+    kl: float  # mean of KL(original ‖ model), nats a token
     same: float  # share of positions at which both models find the same token most likely
     error: float  # standard error of ln(own / original), about that of the ratio: how much another text may change it
 

@@ -66,7 +66,7 @@ States = dict[tuple[int, int], Array]  # by layer and place in its layout withou
 class TensorRows:
     """One tensor, a row for each position; of a state, its value after each of the last ``STATES`` tokens."""
 
-    values: Array  # (B, T, F); F is key/value heads times head width, or the vocabulary
+    values: Array  # (B, T, F); F is key/value heads times head width, the vocabulary, or a state's size
     start: int = 0  # position in the sequence (padding not counted) of the first row
     is_state: bool = False
 
@@ -126,8 +126,8 @@ def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: T
     """Prefill all tokens of scenarios of equal lengths, forced ones too, in few calls; return their traces.
 
     In float64 every schedule computes the same, and every call casts a large model's weights anew. The first call runs
-    the tokens whose logits are not compared, so that the head is not applied to them. Where layers keep states, each of
-    the last tokens has a call of its own, since the state after it is compared too.
+    the tokens whose logits are not compared, so that the head is applied to only one of them. Where layers keep states,
+    each of the last tokens has a call of its own, since the state after it is compared too.
     """
     tick = tick or no_tick
     cache = session.empty_cache(len(scenarios))

@@ -72,9 +72,9 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_rem
 class ReferenceModels:
     """Opens the PyTorch models that a candidate is compared with."""
 
-    candidate: Session[Any]  # the session under test; the models get its configuration, context limit included
+    candidate: Session[Any]  # the session under test; sessions opened here get its configuration and context limit
     source: Checkpoint
-    artifact: Artifact | None = None  # the candidate's; None: the models run on the checkpoint's own weights
+    artifact: Artifact | None = None  # the candidate's; None, or not quantized: models run on the checkpoint's weights
     progress: Progress | None = None  # called while weights are loaded
     adapter: Adapter | None = None  # the one that the candidate runs with, as PEFT saved it
 

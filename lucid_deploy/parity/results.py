@@ -23,7 +23,7 @@ from lucid_deploy.parity.targets import OWN_MODEL, Reference
 from lucid_deploy.version import __version__
 
 PASSED, FAILED, REPORTED, NOT_DONE = "passed", "failed", "reported", "not done"
-FREE_RUNNING = "free-running"  # name of the schedule in which the candidate's own tokens are fed back
+FREE_RUNNING = "free-running"  # name of the schedule of free generation; its logits are taken from the forced run
 ARTIFACT_CHECKS = ("files", "weights")  # made before the comparison, if there is an artifact
 _distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
 FACTS = ("artifact", "checkpoint", "device", "provider", "kernels")  # the facts that the JSON has
@@ -34,7 +34,7 @@ class Check:
     """One thing that a verification checks, or could check."""
 
     name: str  # what it is about, such as "files"
-    outcome: str  # passed, failed, reported (measured without a gate), or not done
+    outcome: str  # passed, failed, reported (without a gate, or gates that held prove too little), or not done
     detail: str  # what was found; of a check that was not done, why not
 
     @property
@@ -69,7 +69,7 @@ class Verification:
     # files, bytes, exported_with (versions); empty where only a session was compared.
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    artifact_checks: tuple[Check, ...] = ()  # of files and weights
+    artifact_checks: tuple[Check, ...] = ()  # of files and weights; of tensors if they could not be compared
     form_checks: tuple[Check, ...] = ()  # of the graphs in other forms than the one that was compared in full
     comparisons: tuple[Comparison, ...] = ()  # empty if a check before them failed
     runtime: str = ""  # what ran the candidate

@@ -86,7 +86,8 @@ def derive_cache_gates(
 ) -> tuple[Gates, SizeGates]:
     """Derive the gates of all tensors, and of sizes, from the baseline ``session`` and two references.
 
-    ``trace`` is the session's, ``reference`` that of float64, ``rounded`` K and Y of float64 with a cache that rounds.
+    ``trace`` is the session's, ``rounded`` has K and Y of float64 with a cache that rounds, both fed by ``schedule``;
+    ``reference`` is the trace of float64 with a cache that does not round.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
     gates = derive_gates(reference, trace, session.dtype)

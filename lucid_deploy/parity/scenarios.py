@@ -86,8 +86,7 @@ class Schedule:
     # feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts; the
     # first group has wrong tokens after it, which are taken back. Empty: decode them one by one.
     drafts: tuple[int, ...] = ()
-    # most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of them
-    # are decoded.
+    # most tokens decoded at the end; forced tokens before them are fed as the prompt is. None: all are decoded
     steps: int | None = None
     greedy_only: bool = False  # whether the greedy scenario alone is fed in this way
 
@@ -195,7 +194,7 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
     """Return the numbers of prompt tokens and decode steps that fit, with padding, a context of ``limit`` tokens.
 
-    A short context cuts the prompt to MIN_PROMPT, then the steps to 1, then the prompt; LucidError if two do not fit.
+    A short context cuts the prompt to MIN_PROMPT, then steps to 1, then the prompt; LucidError unless 2 tokens fit.
     """
     if steps < 1:
         raise LucidError(f"Verification needs at least one decode step, not {steps}.")

@@ -18,7 +18,7 @@ _WRITTEN_BY = "transformers_version"  # says who wrote a file, and changes nothi
 
 
 def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None = None) -> tuple[Check, bool]:
-    """Check every file; return the result, and whether the graphs and weights are those that were exported."""
+    """Check every file; return the result, and whether all have the sizes and hashes of the manifest."""
 
     def counted(done: int, total: int) -> None:
         if progress is not None:

@@ -161,7 +161,7 @@ def prepare(
     session = opened(baseline)
     workload = workload if steps is None else replace(workload, steps=steps)
     workload = workload.with_all_steps() if rounded_cache.rounds(session) else workload
-    if session.multi_token_unsupported_reason is not None:  # no runtime can take drafts back from a state
+    if session.multi_token_unsupported_reason is not None:  # drafts cannot be taken back from a state or a ring
         workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
     scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
     if rounded_cache.rounds(session):  # before anything is computed

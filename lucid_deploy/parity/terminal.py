@@ -21,7 +21,7 @@ COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
 
 
 def render(found: Verification) -> RenderableType:
-    """Return the result for people: first the verdict."""
+    """Return what rich prints of a verification: the verdict first, then sentences, tables and the checks made."""
     from rich.console import Group
     from rich.text import Text
 

@@ -38,11 +38,11 @@ def verify_artifact(
     """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
 
     A failed check is part of the result, not an exception; checks that depend on it are then skipped. ``progress`` is
-    called with (phase, calls done, calls in all).
+    called with (phase, done, in all), counted in bytes, weights or calls of a model.
 
     Raises:
         LucidError: The checkpoint is missing or another model's, the runtime is unavailable, or options are invalid.
-        CheckFailed: The artifact was replaced during the verification.
+        CheckFailed: The artifact was replaced during the verification, or the runtime cannot load its graphs.
     """
     with unchanged(artifact):  # a verdict on parts of two artifacts would hold for neither
         return _verify(artifact, options or VerifyOptions(), progress)
@@ -177,7 +177,7 @@ def verify_against(
 def _check_form(
     name: str, form: Artifact, options: VerifyOptions, targets: Targets, progress: Progress | None
 ) -> Check:
-    """Compare another form of the graphs with the same targets."""
+    """Compare another form of the graphs with the same targets; return the check's outcome."""
     from lucid_deploy.runtimes import open_session
 
     found = check(open_session(form, options.runtime), targets, progress=progress)

@@ -25,7 +25,7 @@ class Cache(Generic[Tensor]):
     """What the layers keep of the tokens that a batch of rows has seen so far."""
 
     mask: Array  # bool (B, T), False at padding
-    # Per layer the tensors of its layout in their stored form, such as K and Y, each (B, KV, T, D).
+    # Per layer the tensors of its layout in stored form, such as K and Y, (B, KV, T, D); static buffers are longer.
     layers: list[tuple[Tensor, ...]]
     # Int64 (B,): the slot of the adapter that each row was computed with, 0 for none; keys and values depend on it.
     adapter_ids: Array = field(default_factory=lambda: np.zeros((0,), np.int64))
@@ -46,7 +46,7 @@ class Cache(Generic[Tensor]):
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Operations on caches. If their tensors are not numpy arrays, override ``_to_array`` and ``_from_array``."""
+    """Operations on caches. With tensors that are no numpy arrays, override both conversions or what calls them."""
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout  # the tensors that these layers cache

@@ -76,7 +76,8 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, i
     """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
     Rejected tokens become padding; columns that all rows reject are cut off if that copies nothing. A cache with much
-    padding is packed, as is any after logits that are not finite (``is_sound`` False): a mask multiplies, 0 · ∞ = NaN.
+    padding is packed. So is every cache after logits that are not finite (``is_sound`` False): masking multiplies by 0,
+    and 0 · ∞ is NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()

@@ -90,7 +90,7 @@ class _BoundBuffers:
 
 
 class StaticSession(Session[Any]):
-    """Decoding with ``export --cache static``: a mixin, listed before a runtime's session class for growing caches.
+    """Decoding with a static cache: a mixin, listed before a runtime's session class for growing caches.
 
     Cached tensors are numpy arrays: exactly as long as the cache after prefill, with room to spare while decoding.
     """
@@ -125,7 +125,7 @@ class StaticSession(Session[Any]):
 
         Args:
             layers: Per layer the buffers, ``(B, KV, M, ·)``; of a ring ``(B, KV, window, ·)``, of a state ``(B, …)``.
-            mask: Int64 ``(B, M)``; 0 at padding. Columns of a row from its length on are masked anyway.
+            mask: Int64 ``(B, M)``; 0 at padding. Columns of a row from its length on are ignored.
             length: Int64 ``(B,)``, tokens in each row before the new ones.
             adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
             new: 1 to decode, more for ``decode_several``.
@@ -141,7 +141,7 @@ class StaticSession(Session[Any]):
     def bind_arrays(
         self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]], shared: bool = False
     ) -> tuple[Any, list[tuple[Array, Array]]]:
-        """Bind a step's inputs, by name, and its buffers; return the step's ``binding`` and ``replaced``."""
+        """Bind a step's inputs, by name, and its buffers; return ``binding`` and ``replaced`` of its BoundStep."""
 
     @abstractmethod
     def run_bound(self, binding: BoundStep) -> Array:
@@ -250,7 +250,7 @@ class StaticSession(Session[Any]):
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
-    """Return a new buffer with room for ``room`` columns, holding the first ``past`` columns of another one."""
+    """Return a new buffer with room for ``room`` columns, holding the first ``past`` columns of ``rows``."""
     buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
     held(tensor, buffer, past)[:] = held(tensor, rows, past)
     return buffer

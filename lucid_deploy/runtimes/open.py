@@ -23,10 +23,10 @@ _EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation", "adapter"})
 def open_session(
     artifact: str | Path | Artifact, runtime: str | RuntimeOptions = "auto", **options: Any
 ) -> Session[Any]:
-    """Open an artifact in a runtime, with the graphs that it prefers: growing or static cache, functions or inlined.
+    """Open an artifact with the graphs that the runtime prefers: growing or static cache, functions or inlined.
 
     Args:
-        artifact: An artifact's directory, or an opened artifact; one that ``Artifact.form`` returned has one form only.
+        artifact: An artifact's directory, or an opened artifact; of one from ``Artifact.form``, that form is used.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
     """

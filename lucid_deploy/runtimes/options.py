@@ -23,8 +23,8 @@ class RuntimeOptions:
     # A kind of device, such as cpu or cuda, with :N for one of several. A runtime that does not run on a CPU takes cpu,
     # the default, as its own first device.
     device: str = "cpu"
-    threads: int | None = None  # threads within an operator; None: see thread_count
-    allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings
+    threads: int | None = None  # threads within an operator; None: thread_count; with PyTorch, its own setting
+    allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings, if RoPE is not dynamic
     provider: str = "cpu"  # onnxruntime's execution provider
     # With onnxruntime on the CPU, what computes our operators: the library (the wheel's, or else that of `plugin build
     # --target onnxruntime`), the graph's functions, or auto: the library if there is one.
@@ -42,7 +42,7 @@ class RuntimeOptions:
 
     @property
     def thread_count(self) -> int | None:
-        """Threads for the runtime: the option, or the process's limit; None: no limit, or not on Linux."""
+        """Threads for onnxruntime and OpenVINO: the option, or the process's limit; None: no limit, or not on Linux."""
         return self.threads or allowed_threads()
 
     def given(self) -> dict[str, Any]:

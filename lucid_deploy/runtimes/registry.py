@@ -29,7 +29,7 @@ def runtime_names() -> tuple[str, ...]:
 
 
 def find_runtime(name: str) -> Runtime:
-    """Return a runtime by its name: one of this package, one that the program registered, or an installed package's."""
+    """Return the runtime of a name, onnxruntime for ``auto``; raise a LucidError if there is none or it cannot load."""
     return _REGISTRY.named(DEFAULT if name == AUTO else name)
 
 

@@ -47,7 +47,7 @@ class Runtime(ABC):
         name: The value of ``--runtime``.
         description: One line for people.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it supports besides ``device``,
-            ``allow_extrapolation`` and ``adapter``; others are refused before an artifact is opened.
+            ``allow_extrapolation`` and ``adapter``; any other that differs from its default is refused.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Runtime(ABC):
         """Open an artifact that fits the declared capabilities."""
 
     def runs_form(self, manifest: Manifest) -> bool:
-        """Whether the installed version runs graphs of this form; only asked where an artifact has several."""
+        """Whether the installed version runs this manifest's graphs; only asked of artifacts with several forms."""
         return True
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:

@@ -1,4 +1,4 @@
-"""One interface for every runtime: sessions prefill and decode; caches hold K, Y and the mask of padding.
+"""The interface of all runtimes: a session runs prefill and decode steps, and adds the new tokens to a cache.
 
 Shapes: B batch, N new tokens, P tokens in the cache, KV key/value heads, D head width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Array", "Cache", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
 MOST = 16  # most new tokens of one row in one call of Session.decode_several
-STEP_TOKENS = 32  # new tokens of all rows together; beyond that, a step's time grows in proportion to its tokens
+STEP_TOKENS = 32  # most tokens of all rows in a step with drafts; beyond that, time grows in proportion to tokens
 _PREFILL_CHUNK = 1024  # tokens; on a CPU no slower than all tokens at once, which need several times the memory
 
 
@@ -63,7 +63,7 @@ class NewTokens:
         return int(self.mask.shape[1] - self.input_ids.shape[1])
 
     def last_logits(self, logits: Array) -> Array:
-        """Pick ``(B, 1, vocab)``, of each row's last token that is not padding, from the logits of 1 or N tokens."""
+        """Return each row's ``logits`` of its last token that is not padding; unchanged if they are of one token."""
         n = self.input_ids.shape[1]
         if n == 1 or logits.shape[1] != n:
             return logits
@@ -108,7 +108,7 @@ class Session(CacheOperations[Tensor]):
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes our operators: ``library`` or the graph's ``functions``.
         capabilities: What the runtime can do with the options it was opened with.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted, if RoPE is not dynamic.
         limits: The largest sizes that can be run; None: no limits but the model's.
         rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``, so that sums in
             another order change results by as much as that rounding; None: inputs are not rounded.
@@ -219,7 +219,7 @@ class Session(CacheOperations[Tensor]):
 
         Args:
             input_ids: Int64 ``(B, N)``, N ≥ 1.
-            cache: Changed in place. If an error is raised between chunks, it holds the chunks that were done.
+            cache: Changed in place. If an error is raised, it holds the chunks that were done before.
             mask: Bool ``(B, N)``, False at padding; None: no padding.
             chunk: Run at most this many tokens at once, which bounds memory; None: as many as :attr:`limits` allow.
             progress: Called after each chunk with (tokens done, tokens in all).
@@ -249,7 +249,7 @@ class Session(CacheOperations[Tensor]):
     def decode(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run one new token per row, int64 ``(B, 1)``, and add it to the cache; return logits, float ``(B, 1, vocab)``.
 
-        Rows whose ``mask``, bool ``(B, 1)``, is False only wait for others.
+        Where ``mask``, bool ``(B, 1)``, is False, the row takes no token and its new column is padding.
         """
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
@@ -262,7 +262,7 @@ class Session(CacheOperations[Tensor]):
         return drafts_unsupported_reason(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
 
     def prepare_several(self) -> None:
-        """Load what :meth:`decode_several` needs; otherwise its first call does so."""
+        """Load what :meth:`decode_several` needs, before its first call; raise a LucidError if it is not supported."""
         reason = self.multi_token_unsupported_reason
         if reason is not None:
             raise LucidError(f"Several tokens cannot be decoded at once: {reason}.")
@@ -314,7 +314,7 @@ class Session(CacheOperations[Tensor]):
         return NewTokens.after(input_ids, cache.length, full, self._checked_adapters(cache))
 
     def _add(self, stage: str, tokens: NewTokens, cache: Cache[Tensor], keep: int, logits: Array, layers: Any) -> Array:
-        """Check what a run has given, make its layers the cache's, and return the logits of the last ``keep``."""
+        """Check a run's logits and layers, put layers and mask into the cache, and return the last ``keep`` logits."""
         if keep == 1 and logits.ndim == 3:
             logits = tokens.last_logits(logits)
         expected = (len(tokens.input_ids), keep, self.config.vocab_size)
@@ -324,7 +324,7 @@ class Session(CacheOperations[Tensor]):
                 f"{expected} and {len(self.layers)}."
             )
         cache.mask = tokens.mask
-        cache.layers = layers if isinstance(layers, list) else list(layers)  # the same list, as it may be bound
+        cache.layers = layers if isinstance(layers, list) else list(layers)  # the same list, which may be bound
         return logits
 
     def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
@@ -373,7 +373,7 @@ class Session(CacheOperations[Tensor]):
         return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
-        """Check that the model was made for a context of so many tokens, or that extrapolation is permitted."""
+        """Raise a LucidError if so many tokens are more than the model was made for, unless it may extrapolate."""
         limit = self.config.max_position_embeddings
         if tokens > limit and not self._extrapolates:
             remedy = "Shorten it, or pass --allow-extrapolation."

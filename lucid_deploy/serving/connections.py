@@ -17,7 +17,7 @@ MOST_FRAMING = 64 << 10  # bytes of a request beyond twice its body: head, chunk
 
 @dataclass
 class ConnectionLimits:
-    """What the connections of a server share."""
+    """The limits that all connections of a server share, and which of them wait."""
 
     most: int  # connections that may be open
     idle_seconds: float  # to wait for a client: to send a whole request, to read the answer, or to send another request
@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._set_waiting(arriving or self.flow.write_paused)
 
     def _set_waiting(self, waiting: bool) -> None:
-        """Note whether the connection waits for its client, from now on."""
+        """Note whether the connection now waits for its client; if so, cut it after ``idle_seconds``."""
         self._limits.waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()

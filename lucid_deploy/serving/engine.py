@@ -43,12 +43,12 @@ class EngineOptions:
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # further generations that may wait
     share_queue: bool = False  # whether a client with several requests gets at most all rows and half of the queue
-    prefill_budget: int = 32  # prompt tokens that run between two tokens of running rows; more from 6 rows on
+    prefill_budget: int = 32  # most prompt tokens between two tokens of running rows, or 6 per request if more
     prefix_tokens: int | None = None  # tokens of prompts and answers kept for reuse; None: see _prefix_tokens
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
     draft: str | None = None  # artifact of the draft model, if ``speculate`` is ``draft``
-    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
+    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks and new requests
 
 
 class _Command(NamedTuple):
@@ -98,7 +98,7 @@ class Engine:
         open_batcher: Loads the model and returns the batcher; called in the thread.
         rows: Most generations that run at once, as the batcher has it.
         max_queue: Most generations that wait for a row.
-        check: Raises if the engine must not go on; called in the thread, at most every :data:`CHECK_SECONDS`.
+        check: Raises if the engine must not go on; called in the thread, at most once per :data:`CHECK_SECONDS`.
         share_queue: Whether a client with several requests may have at most ``rows + max_queue // 2`` generations.
     """
 
@@ -124,7 +124,7 @@ class Engine:
         self._seconds = 1.0  # moving average of a generation's duration, its wait for a row included
         self._running: dict[int, _Running] = {}
         self._numbers: dict[tuple[JobEvents, int], int] = {}
-        self._cached: dict[int, int] = {}  # tokens in the cache of each running row
+        self._cached: dict[int, int] = {}  # tokens of prompt and answer, by generation, from its first new token on
         self._gauges = {"rows": float(rows)}
         self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
         self._when_loaded: Callable[[], object] = lambda: None
@@ -135,7 +135,7 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread; what still runs gets an error. Return False if it still runs after ``timeout`` seconds."""
+        """End the thread, with an error for unfinished generations. Return False if it runs on after ``timeout`` s."""
         self._commands.put(_Command("stop"))
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -151,7 +151,7 @@ class Engine:
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
-        """Queue one client's generations and return their events, in an event loop; ApiError if not ready or full."""
+        """In an event loop, queue a client's generations and return their events; ApiError if not ready or full."""
         client = requests[0].client
         with self._lock:
             if self.state != "ready":

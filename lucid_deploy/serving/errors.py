@@ -20,7 +20,6 @@ class ApiError(Exception):
         return self.message
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

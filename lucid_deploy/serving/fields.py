@@ -1,4 +1,4 @@
-"""The bodies of requests, as structs: the types and ranges of all fields, published at ``/openapi.json``."""
+"""The bodies of requests, as structs: the fields' types and fixed ranges, published at ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TOOLS, _TOOLS_LENGTH = about("What may be called."), Meta(max_length=128)
 
 
 class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """An object in a body."""
+    """Base of all objects in a body; unknown fields are refused."""
 
 
 class StreamOptions(Fields, kw_only=True, frozen=True):

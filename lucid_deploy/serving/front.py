@@ -61,7 +61,7 @@ class ApiOptions:
     max_prompt_tokens: int | None = None  # tokens of one prompt; None: what the context allows
     max_new_tokens: int | None = None  # tokens of one generation; None: what the context allows
     max_choices: int | None = None  # generations of one request; None: one less than EngineOptions.rows, at least 1
-    max_body_bytes: int = 4 << 20  # size of a request
+    max_body_bytes: int = 4 << 20  # largest body of a request
     seconds: float = 300.0  # from the end of a request's headers to the end of its answer
     readers: int = 2  # processes that parse bodies, render chat templates and tokenize
     keys: ApiKeys = field(default_factory=ApiKeys)  # who may send requests
@@ -167,7 +167,7 @@ class Exchange:
                 raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
             self.count(len(body))
         busy, most = service.busy, service.most_busy
-        # If there are several keys, none may have more than half of the busy requests.
+        # If there are several keys, none may have more than half of ``most_busy`` requests.
         if busy.total() >= most or (len(service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)
         busy[self.key] += 1

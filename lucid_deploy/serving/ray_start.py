@@ -27,7 +27,7 @@ OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go throu
 PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
 POLL_SECONDS = 0.1
-_ROUNDING = 1e-6  # of products such as 3 · 0.1 processors, which is more than 0.3 in floating point
+_ROUNDING = 1e-6  # tolerance for products such as 3 · 0.1 processors, which is more than 0.3 in floating point
 # Ray logs one level less than we do: warnings where we log information, and errors alone with --quiet.
 _RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
 # The end of a traceback in which another process raised an error of ours.
@@ -67,7 +67,7 @@ def connect(address: str | None, log_level: str) -> None:
 
 
 def check_listening(address: str) -> None:
-    """Raise a LucidError if no server listens at ``HOST:PORT``: Ray itself would try for minutes and ignore signals."""
+    """Raise a LucidError if an address ``HOST:PORT`` has no server: Ray would try for minutes and ignore signals."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
         return
@@ -101,7 +101,7 @@ def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
 def deploy(application: serve.Application, name: str, options: HTTPOptions, own: bool) -> None:
     """Start Ray Serve's HTTP proxies and an application at ``/``, and wait until requests reach it.
 
-    Raises the LucidError that a replica raised; on a cluster that is not our own, Ray may try again elsewhere first.
+    Raises a replica's LucidError, or one with Ray's reason; on a cluster that is not our own, Ray may try again first.
     """
     try:
         location = ProxyLocation.HeadOnly if own else ProxyLocation.EveryNode

@@ -35,7 +35,7 @@ class ReaderSetup:
     prompt_tokens: int  # tokens of one prompt
     new_tokens: int  # new tokens of one generation
     choices: int  # generations of one request: prompts times ``n``
-    body_bytes: int = 4 << 20  # size of a request
+    body_bytes: int = 4 << 20  # largest body of a request
     reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
 
 
@@ -177,7 +177,7 @@ class RequestReader:
         return sampling
 
     def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
-        """Return the constraint on the answer, None if there is none; refuse one that allows no first token."""
+        """Return the constraint on the answer, None if there is none; refuse a wrong one or one without first token."""
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         form, name, found = body.response_format, next(iter(given), "response_format"), None
         if given and isinstance(form, fields.AnyObject | fields.SchemaFormat):

@@ -18,7 +18,7 @@ class ApiKeys(tuple[bytes, ...]):
     __slots__ = ()
 
     def identify(self, authorization: str | None) -> str | None:
-        """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
+        """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if it has no known key.
 
         The result is empty where everyone may send requests. The time of the check tells nothing about the keys.
         """
@@ -36,7 +36,7 @@ def cache_owner(key: str, salt: str) -> str:
 
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
-    """Read a file of keys, one a line; ``#`` begins a comment line. Raise a LucidError if there is no key."""
+    """Read a file of keys, one a line; ``#`` begins a comment line. Raise a LucidError if it is wrong or has no key."""
     keys = read_secrets(option, path)
     if not keys:
         raise LucidError(f"{option} {path} has no keys; give at least one, one a line.")
@@ -44,7 +44,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the keys in a file, one a line; raise a LucidError if it is unreadable, open to all or malformed."""
+    """Return the keys in a file, one a line; raise a LucidError if it is unreadable, malformed or readable by all."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8-sig").splitlines()

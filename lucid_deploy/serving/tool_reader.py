@@ -30,7 +30,7 @@ class ToolUse:
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return what a body's tools mean, None without tools or with ``tool_choice: none``; FieldError if wrong."""
+    """Return what a body's tools mean; None with no tools or ``tool_choice: none``. FieldError if they are wrong."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):

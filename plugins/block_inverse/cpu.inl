@@ -1,7 +1,7 @@
 // Solves with a unit lower triangular block on the CPU by substitution; no inverse is computed.
 
-// Solves (I + X) Y = B in place, kGroup rows at a time, for `rows` rows (a multiple of kGroup) of width `padded`. It reads
-// only the part of X below the diagonal. Groups before the row `begin` are solved already.
+// Solves (I + X) Y = B for `rows` rows (a multiple of kGroup) of width `padded`, kGroup at a time; `sums` is B, then Y.
+// It reads only the part of X below the diagonal. Rows before `begin`, a multiple of kGroup, are solved already.
 inline void substitute(float* sums, size_t padded, Weights x, size_t rows, size_t begin = 0) {
     for (size_t first = begin; first < rows; first += kGroup) {
         float* group = sums + first * padded;

@@ -18,7 +18,7 @@ struct QueryTile {
     float* weights;       // [kColumns][kRows]
     float* key_room;      // [kColumns][D]
     float* value_room;    // [kColumns][padded width]
-    size_t rows, rounded, padded;
+    size_t rows, rounded, padded; // query rows; rounded up to whole panels; D rounded up to whole vectors
 };
 
 // Masks padding and, for each row r, the columns after its own, which is `offset` + r.

@@ -51,7 +51,7 @@ def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None
 
 
 def causal_attention_fused(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    """Run PyTorch's fused attention, with its built-in causal mask if there is neither padding nor a past."""
+    """Run PyTorch's fused attention, with its built-in causal mask if there is neither a mask nor a past."""
     new, total = q.shape[2], k.shape[2]
     if mask is None and new == total:
         return F.scaled_dot_product_attention(q, k, y, is_causal=True, enable_gqa=True)

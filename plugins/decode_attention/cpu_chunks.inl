@@ -43,6 +43,7 @@ struct Decode {
     }
 };
 
+// The query rows of a task and its scratch memory.
 struct Fresh {
     float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries over √d, then new keys over their norms and √d
     float* turned;  // [D][kColumns]: a tile's keys, transposed; null if they are not transposed
@@ -189,7 +190,7 @@ private:
     size_t columns_, calls_, made_ = 0, at_ = 0;
 };
 
-// Turns a row's scores into weights, and returns their sums per lane; int8 weights are then multiplied by the scale of Y.
+// Turns a row's scores into weights and returns their sums per lane; weights for int8 rows then get the scale of Y.
 // The peak of a query rises to its largest score; the peak of a new key is fixed.
 template <bool Scaled, bool Own, bool Hidden, class S>
 LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const float* norms, float& peak) {
@@ -245,7 +246,7 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
         soften_rows<Scaled, true>(token, tile, cut, part);
 }
 
-// Computes all rows' scores for a tile's columns, and the squares of its keys; lanes hold elements of the width.
+// Computes all rows' scores for a tile's columns and, for new keys, its keys' squares; lanes hold elements of a row.
 template <class S>
 void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     size_t groups = (token.rows + kGroup - 1) / kGroup;
@@ -329,7 +330,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
-// Copies rows, which the caches still hold unless they are padding, to the grown cache; the copies bypass the caches.
+// Copies rows to the grown cache, if there is one. Rows just read are in the processor's caches, which copies bypass.
 template <class T, class S>
 void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
     if (a.k_present == nullptr) return;

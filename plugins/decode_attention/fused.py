@@ -36,7 +36,7 @@ def decode_attention_fused(
     key_norm = torch.rsqrt(keys.square().mean(-1) + eps)[:, :, None, :]  # (B, H, 1, P)
     s_query, s_new = scores[:, :, : groups * n], scores[:, :, groups * n :]
     shift: float | Tensor = root_d
-    if training_diagonal:  # divide the rows of E and V by L_ii
+    if training_diagonal:  # divide each new row of L and of V by L_ii
         row_log = log_row_factors(k_new.to(work), eps)  # (B, H, N, 1)
         row_log = row_log if mask is None else row_log * mask[:, None, past:, None]
         shift, new_value = shift - row_log, new_value * row_log.exp()

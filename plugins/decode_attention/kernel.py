@@ -122,7 +122,8 @@ def decode_split_kernel(
         PARTS is not None and tl.float32 == DTYPE,
     )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
-    # Multiplies scores where peaks are subtracted, in one FMA. In float32 without PARTS earlier: scores could overflow.
+    # Multiplies scores where peaks are subtracted, in one FMA. In float32 without PARTS, scores could overflow before,
+    # so b_row_scale multiplies them earlier.
     b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 and PARTS is None else b_row_scale  # noqa: SIM300
     # It is 0 where the sum of a new key's squares overflowed, and −∞ times 0 would be NaN.
     if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300

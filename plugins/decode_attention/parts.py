@@ -270,8 +270,8 @@ def add_each_token(b_squares, ROWS: tl.constexpr):
     """
     PARTS: tl.constexpr = b_squares.shape[0]
     TOKENS: tl.constexpr = b_squares.shape[2]
-    # Not with LEAST_TOKENS tokens: Triton's layout of keys in shared memory would have bank conflicts. Nor with more
-    # than 16 columns: Triton would read keys twice.
+    # Threads first add their own columns, except with LEAST_TOKENS tokens, where Triton's layout of keys in shared
+    # memory would have bank conflicts, and with more than 16 columns, where Triton would read keys twice.
     if TOKENS > LEAST_TOKENS and b_squares.shape[1] == 4 * LANES:
         b_high, b_low = nearest_tf32(add_threads_own(b_squares))
         b_low = tl.maximum(b_low, LOWEST)  # the low part of infinity is NaN

@@ -22,7 +22,7 @@ constexpr int64_t kQueryRows[] = {16, 32, 64};
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kFloat32Numbers = 4096; // most rows times padded width
 constexpr int64_t kHalfNumbers = 8192;
-constexpr int32_t kWarpGroups[] = {9, 10}; // major compute capabilities: tiles have 16 or 64 rows, twice these numbers
+constexpr int32_t kWarpGroups[] = {9, 10}; // major compute capabilities: 16 or 64 rows a tile, and twice these numbers
 constexpr int64_t kMostNew = 16;
 constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;
@@ -111,7 +111,7 @@ protected:
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {
-        // The library may have code for older compute capabilities only: few.arch is that of this kernel.
+        // The library may have code for an older compute capability only, which is then few.arch.
         Kernel const& few = findKernel(variant(splitKernel(), sizes, widthUnit(sizes), kQueryRows[0]), arch);
         int64_t rows = queryRows(sizes, few.arch);
         int64_t const padded = paddedWidth(sizes.width);

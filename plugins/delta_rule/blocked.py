@@ -10,7 +10,7 @@ from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 CHUNK = 64  # tokens per chunk
-LOWEST_LOG = -1e4  # its exponential is 0 in every type; −∞ times a mask's 0 would be NaN
+LOWEST_LOG = -1e4  # lower bound of log α; its exponential is 0 in every type, and −∞ times a mask's 0 would be NaN
 
 
 def delta_rule_blocked(

@@ -4,7 +4,7 @@
 // O = scale · (γ ∘ QS + (Γ ∘ QKᵀ) R), S ← γ_C S + Kᵀ((γ_C/γ) ∘ R).
 
 constexpr size_t kDeltaRows = 48;   // tokens of a chunk: whole vectors and groups for every instruction set
-constexpr float kLowestLog = -1e4f; // as in blocked.py: its exponential is 0, and sums of it are finite
+constexpr float kLowestLog = -1e4f; // bound of log α, as in blocked.py: its exponential is 0, and sums of it are finite
 static_assert(kDeltaRows % kLanes == 0 && kDeltaRows % kGroup == 0, "chunks are whole");
 
 // Memory for one head; rows of values are padded to whole vectors.

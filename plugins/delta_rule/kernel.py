@@ -17,7 +17,7 @@ import triton.language as tl
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import add_row_product, add_tf32_products, load_columns, nearest_tf32
 
-LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and sums of it are finite
+LOWEST_LOG = tl.constexpr(-1e4)  # bound of log α, as in blocked.py: its exponential is 0, and sums of it are finite
 
 
 @triton.jit
@@ -265,9 +265,7 @@ def delta_decode_kernel(
 ):
     """Update BLOCK_N columns of a head's state by one token, in float32; program ids: head, columns.
 
-    Args:
-        p_query, p_key, p_value, p_log_decay, p_beta, p_output: As in the kernels above, with n_new = 1.
-        p_state, p_new_state, n_key_units, n_value_units, scale: As in the kernels above.
+    The arguments are those of the kernels above, with n_new = 1.
     """
     width = n_key_units * WIDTH_UNIT
     value_width = n_value_units * WIDTH_UNIT

@@ -1,7 +1,7 @@
 """The delta rule in standard ONNX operators, so that every runtime can run an exported file.
 
 onnxscript compiles the Python below to ONNX functions; it never runs as Python. They compute in float32 for models of
-every type. Prefill graphs use the function that loops over chunks of 64 tokens, decode graphs the one for one token.
+every type. Graphs with one new token per step use ``DeltaRuleOneToken``, all others the loop over chunks of 64 tokens.
 
 ``B`` batch, ``H`` heads, ``N`` new tokens, ``m`` chunks, ``C`` 64, ``D`` key width, ``E`` value width.
 """
@@ -23,7 +23,7 @@ TRUE = onnx.numpy_helper.from_array(np.array(True))
 
 @script(_LUCID, default_opset=op)
 def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
-    """Compute per chunk R = T (V − (γ ∘ K) S), outputs (γ ∘ Q) S + tril(Γ ∘ QKᵀ) R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
+    """Per chunk: R = T (V − (γ ∘ K) S), outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     chunk = op.Constant(value_ints=[64])

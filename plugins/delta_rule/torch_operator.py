@@ -36,7 +36,8 @@ def delta_rule(
         beta: β, 0 to 2, ``(B, H, N)``. A padded token has β = 0 and log α = 0 and does not change the state.
         state: S before the first new token, ``(B, H, D, E)``.
         scale: Factor of the outputs.
-        implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens; Triton kernels on a GPU).
+        implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens; on CUDA tensors the Triton
+            kernels, unless a gradient is needed or they do not support the call).
 
     Returns:
         The outputs ``(B, H, N, E)`` in the type of ``value``, and S after the last token ``(B, H, D, E)`` in that of

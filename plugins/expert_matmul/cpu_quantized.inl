@@ -1,8 +1,8 @@
-// The products of rows and experts' matrices in blocks of 4 or 8 bits. Numbers become floats in registers,
-// which several rows of X are multiplied with; X is not rounded.
+// The products of rows and experts' matrices in blocks of 4 or 8 bits. A matrix's numbers become floats in registers
+// and are multiplied there with several rows of X, which are not rounded.
 //
-// Vector lanes hold bytes of a row of a matrix. With 4 bits a vector of bytes gives two of numbers, that of the lower halves
-// and that of the upper ones, and X has its elements in this order. Each element is summed in one order for any number of rows.
+// Vector lanes hold bytes of a row of a matrix. With 4 bits a vector of bytes gives two vectors of numbers: the lower
+// halves and the upper halves. X is copied into this order. Each element is summed in one order for any number of rows.
 
 constexpr int kMostRowsQuantized = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
 constexpr size_t kExpertsAhead = 2048;                   // distance in bytes at which a matrix is prefetched
@@ -91,7 +91,7 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const BlockRows& rows, 
         for (int c = 0; c < C; ++c) from_float(o[r * o_stride + c], sum(total[r][c]));
 }
 
-// The same for R = `rows` up to kMostRowsQuantized, and any number of rows of the matrix.
+// The same for R = `count` up to kMostRowsQuantized, and `columns` rows of the matrix.
 template <size_t Bits, bool HasOffsets, int R = kMostRowsQuantized, class T, class S>
 LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t o_stride, const BlockRows& rows,
                                      const uint8_t* w, const S* scales, const S* offsets, size_t blocks, size_t bytes) {
@@ -116,8 +116,8 @@ struct QuantizedExpertJob {
     const QuantizedExpertArguments<T, S>& a;
     BlockRows rows; // sorted by expert
     T* o;           // [rows, columns], sorted by expert
-    size_t parts;   // tasks of an expert
-    size_t width;   // rows of the matrix of a task
+    size_t parts;   // tasks per expert
+    size_t width;   // rows of the matrix per task
 };
 
 template <size_t Bits, bool HasOffsets, class T, class S>

@@ -1,4 +1,4 @@
-// ExpertMatMul and QuantizedExpertMatMul for onnxruntime: check shapes and call the CPU kernels.
+// ExpertMatMul and QuantizedExpertMatMul (also with offsets) for onnxruntime: check inputs and call the CPU kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"

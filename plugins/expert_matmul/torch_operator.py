@@ -1,7 +1,4 @@
-"""The product of each row with its expert's matrix as the PyTorch operator ``lucid::expert_matmul``.
-
-Tracing keeps it as one node.
-"""
+"""Each row times its expert's matrix: PyTorch operator ``lucid::expert_matmul``, which tracing keeps as one node."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ COMPILERS = ("g++", "c++", "clang++")
 
 
 def find_compiler() -> str:
-    """Return the path of the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
+    """Return the path of the C++ compiler: ``CXX`` if set, else the first of g++, c++, clang++ on the path.
 
     Raises:
         LucidError: There is none, or ``CXX`` contains arguments.

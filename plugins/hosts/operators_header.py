@@ -19,7 +19,7 @@ HEADER = "operators_generated.h"  # builds write it into the temporary folder in
 
 
 def header_text() -> str:
-    """Return the text of the header: names of the operators, and positions of their inputs and outputs."""
+    """Return the header: domain, version, names of attributes and operators, positions of inputs and outputs."""
     structs = "\n".join("\n".join(_struct(each)) for each in dict.fromkeys((*IN_TENSORRT, *IN_ONNXRUNTIME)))
     return f"""// In and Out hold the positions of an operator's tensors; kCount is how many there are.
 #pragma once

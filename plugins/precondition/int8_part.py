@@ -75,7 +75,7 @@ def bfloat16_and_int8(b_e):
 @triton.jit
 def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                 CHUNK_D: tl.constexpr):  # fmt: skip
-    """Store a tile's columns of Y from ``i_first`` on, float32 ``(BLOCK_N, CHUNK_D)``, as int8; 0 outside ``m_n``."""
+    """Store columns of a tile of Y from ``i_first`` on, ``(BLOCK_N, CHUNK_D)``: scales and int8, 0 outside ``m_n``."""
     p_scales += i_tile * BLOCK_D
     p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
     o_n = tl.arange(0, BLOCK_N)

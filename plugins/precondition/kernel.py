@@ -244,7 +244,7 @@ def precondition_kernel(
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
         p_work: ``1 + n_batch_heads`` int32, 0 at launch: the ticket, then each head's count of finished block rows.
-            Then inverse norms (in float32 with powers of two after them, with INT8 scales and tiles).
+            Then inverse norms, followed in float32 by powers of two, and with INT8 by scales and tiles.
         width_units: width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
         scale: log₂e / √width.
         shift: √width · log₂e.

@@ -46,8 +46,8 @@ def precondition(
         training_diagonal: Set L_ii to exp(√D(m/(m + eps) − 1)), where m is the mean square of key i, instead of 1.
 
     Returns:
-        Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.
-        Differentiable.
+        Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. The PyTorch implementations compute half-precision
+        inputs in float32. Differentiable.
 
     Raises:
         ValueError: The shapes do not fit together, only one of ``k_past`` and ``y_past`` is given, or

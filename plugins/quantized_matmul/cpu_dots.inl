@@ -1,5 +1,5 @@
-// The products of quantized_matmul with AVX-512 VNNI, which multiplies four pairs of bytes and adds them in one instruction,
-// and with AVX2. The rest of the kernels for AVX-512 runs where VNNI is missing, so these functions alone are compiled for it.
+// The products of quantized_matmul with AVX-512 VNNI, which multiplies four pairs of bytes and adds them at once, and
+// with AVX2. Other AVX-512 kernels also run on processors without VNNI, so only these functions are compiled for it.
 
 #if LUCID_LANES == 16
 #define LUCID_DOTS __attribute__((target("avx512vnni")))
@@ -88,7 +88,7 @@ LUCID_INLINE void add_fours(__m256i (&part)[R * kParts], const __m256i (&numbers
 }
 
 // dot[r][p] += the products of up to 32 numbers of each column: 16 bits hold 8 · 2 products of at most 15 · 127. So numbers
-// of 8 bits are multiplied half by half: `Shifts` are the first bits of the halves to multiply, `weight` their value.
+// of 8 bits are multiplied half by half: `Shifts` are the halves' first bits, `weight` is their place value, 1 or 16.
 template <int R, int... Shifts>
 LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, const uint8_t* end, const int8_t* x, short weight) {
     const __m256i low = _mm256_set1_epi8(15);

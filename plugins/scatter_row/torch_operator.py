@@ -14,7 +14,7 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
 
     Args:
         cache: The buffer, ``(B, H, M, D)``.
-        row: The new rows, ``(B, H, N, D)``.
+        row: The new rows, ``(B, H, N, D)``; exports at opset 23 have N = 1.
         index: Int64 ``(B,)``: the position of the first new row, at most M − N.
 
     Raises:

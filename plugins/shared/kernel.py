@@ -263,7 +263,7 @@ def add_row_product(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_product(b_e, b_y, b_acc):
-    """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in a half type.
+    """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights in the range of float16 and values in a half type.
 
     For bfloat16 values the weights are split into two bfloat16 parts: one part (8 bits) loses a digit on correlated
     keys, and tf32 (11 bits) costs as much as two parts but needs the values converted.

@@ -1,6 +1,6 @@
 """Derive ONNX function bodies with the training diagonal from bodies with L_ii = 1.
 
-The two differ by a factor of each row, 1/L_ii; nodes are added that multiply by it. Graphs with L_ii = 1 lack them.
+The two differ by a factor 1/L_ii of each row, or by its root on rows and columns. Nodes that multiply by it are added.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -35,7 +35,7 @@ class DividedRows:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
         places: The inputs to multiply: the index of the input, by the name of the reading node's first output.
-        equal: Names of shapes, and of those to use instead, since the factor adds a head axis to the mask.
+        equal: By the name of a shape, that of the shape to use instead, since the factor adds a head axis to the mask.
     """
 
     keys: str
@@ -45,7 +45,7 @@ class DividedRows:
 
 
 def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.FunctionProto:
-    """Return a copy of a body in which rows are divided by L_ii, or by its root if ``where.power`` is 0.5.
+    """Return a copy of a body in which inputs ``where.places`` are multiplied by L_ii to the power −``where.power``.
 
     Args:
         body: The operator's body with L_ii = 1.

@@ -1,8 +1,8 @@
 // The product of a few rows and a weight, which is read once and not copied.
 //
 // Vector lanes hold columns. kAtOnce rows of the weight are read from left to right side by side, so that memory serves a
-// few long streams. They are multiplied with R rows of X, whose sums are in the L1 cache. Further groups of R rows find the
-// weight in a cache. Each group prefetches an equal share of the weight's next rows, so that memory is always busy.
+// few long streams. They are multiplied with R rows of X, whose sums are in a cache. Further groups of R rows find the
+// weight in a cache. Each group prefetches a share of the weight's next rows (small ones all), to keep memory busy.
 //
 // A sum is divided into parts of equally many rows of the weight. With few rows of X, a task is one part of all columns,
 // so that each thread reads one contiguous piece of the weight: memory delivers short pieces of rows slowly. If the sums
@@ -77,7 +77,8 @@ struct WeightMatMulAhead {
     size_t from, count;
 };
 
-// block[r][c] += Σ_t factors[t][r] · w[t][c] for R rows, `depth` rows of the weight and U vectors of columns.
+// block[r][c] += Σ_t factors[t][r] · w[t][c] for R rows, `depth` rows of the weight and U vectors of columns. At the
+// end of a block the sums are added to `total` instead.
 template <int R, int U, class W>
 LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* factors, const W* w, size_t w_stride,
                                         size_t depth, WeightMatMulAhead next) {

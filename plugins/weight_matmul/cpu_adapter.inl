@@ -1,4 +1,4 @@
-// Y + X · A · B with the A and B of the adapter that each batch row chooses; both are read row after row.
+// Y + X · A · B with the A and B of the adapter that each batch row chooses; both are read in place.
 //
 // A task is a batch row. Its sums do not depend on the other rows.
 

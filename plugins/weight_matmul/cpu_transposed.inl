@@ -24,7 +24,7 @@ struct TransposedJob {
     const WeightMatMulArguments<T, W>& a;
     const float* x;  // [rows, x_stride], zeros after the depth
     size_t x_stride;
-    size_t width;    // rows of the weight of a task
+    size_t width;    // rows of the weight per task
 };
 
 // o[r][c] = Σ_k x[r][k] · w[c][k] for R rows of X and C rows of the weight.

@@ -1,4 +1,4 @@
-// WeightMatMul for onnxruntime, also for a weight in float16 or transposed: checks shapes and calls the CPU kernels.
+// WeightMatMul (also by a float16 or transposed weight) and AdapterMatMul for onnxruntime: check inputs, call kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"

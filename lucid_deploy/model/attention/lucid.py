@@ -2,7 +2,8 @@
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))
 
-K̂ is K after an RMS norm. The cache holds the raw keys K and the values Y; a row of Y never changes once written.
+K̂ is K after an RMS norm. The diagonal of L is set to 1, or follows the formula, see :attr:`LucidConfig.diagonal`. The
+cache holds the raw keys K and the values Y; a row of Y never changes once written.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend with q ``(B, H, N, D)`` to k, v ``(B, KV, T, D)`` where mask ``(B, 1, N, T)`` is True; None: to all."""
+    """Attend with q ``(B, H, N, D)`` to k, v ``(B, KV, T, D)`` where mask ``([B, 1,] N, T)`` is True; None: to all."""
     work = compute_dtype(q.dtype)  # float32 at least
     if softcap is not None or sinks is not None:
         assert mask is not None  # callers with a soft cap or sinks always give one

@@ -46,7 +46,7 @@ def number_columns(
 
 
 def newest_columns(valid: Tensor, window: int) -> Tensor:
-    """Return the columns of the newest W tokens, in order, int64 ``(B, R')``; R' = min(R + N, W)."""
+    """Return the columns of the newest W tokens, in order (after zeros), int64 ``(B, R')``; R' = min(R + N, W)."""
     batch, total = valid.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
     place = torch.where(valid, -later + total, total)  # where each goes; padding past the end, to be dropped
@@ -65,9 +65,9 @@ def select_columns(rows: Tensor, source: Tensor) -> Tensor:
 
 
 def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, or unchanged if the column is padding.
+    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, cut to its last W rows.
 
-    ``new``, ``(B, 1)``, says whether the column holds a token; None: it does.
+    ``new``, bool ``(B, 1)``, is False at padding, for which zeros are added in front instead; None: no padding.
     """
     moved = torch.cat([ring, row], dim=2)[:, :, -window:]
     if new is None:

@@ -34,7 +34,7 @@ class PackedLayout(ABC):
 
     Attributes:
         scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
-        required: The parts of a weight, by the last component of their tensors' names: ``qweight``, ``scales``, …
+        required: The parts that a weight must have, by the last component of their names: ``qweight``, ``scales``, …
         types: The supported types of each part, as safetensors spells them.
     """
 
@@ -68,7 +68,7 @@ class PackedLayout(ABC):
         """Return a weight from its parts.
 
         Raises:
-            ValueError: Their values are not supported.
+            ValueError: Their values are damaged, contradict each other, or are not supported.
         """
 
 
@@ -182,7 +182,7 @@ class IntegerLayout(PackedLayout):
         return numbers.mT.contiguous()
 
     def _check_order(self, index: torch.Tensor | None, width: int, group: int) -> None:
-        """Raise ValueError unless each group consists of neighbouring inputs."""
+        """Raise ValueError unless the groups are runs of neighbouring inputs, in order."""
         import torch
 
         if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):

@@ -4,11 +4,11 @@ Each method has a struct of the keys that are read, and a set of those that do n
 Any other key might change their meaning, and is refused.
 
 - ``gptq`` (AutoGPTQ, gptqmodel): ``qweight`` int32 ``(in·bits/32, out)``; ``scales`` ``(groups, out)``; ``qzeros``
-  int32 ``(groups, out·bits/32)``; ``g_idx`` int32 ``(in)``. The format ``gptq`` (the first, and the default) stores
+  int32 ``(groups, out·bits/32)``; ``g_idx`` int32 ``(in)``. The format ``gptq`` (the older one, the default) stores
   zero points minus one, ``gptq_v2`` as they are. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and gptqmodel's
   ``convert_gptq_v1_to_v2_format_module``.
 - ``awq`` (AutoAWQ, version gemm): ``qweight`` int32 ``(in, out/8)`` and ``qzeros`` int32 ``(groups, out/8)``: a
-  word has a value of each of eight outputs, from the lowest bits on those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales``
+  word holds the values of eight outputs, from the lowest bits up those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales``
   ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. AWQ's scaling of inputs is in the weights already.
 - ``compressed-tensors``: ``pack-quantized`` has ``weight_packed`` int32 ``(out, in·bits/32)``, ``weight_scale``
   ``(out, groups)``, ``weight_shape`` and, where weights are not symmetric, ``weight_zero_point`` int32
@@ -18,7 +18,7 @@ Any other key might change their meaning, and is refused.
 - ``fp8`` with the key ``weight_block_size`` (DeepSeek, Qwen, transformers' ``FineGrainedFP8Config``):
   ``weight_scale_inv`` ``(⌈out/rows⌉, ⌈in/inputs⌉)``, or one number where the key is null; in spite of the name, values
   are multiplied by it. ``activation_scale``, one number, where inputs are rounded with it. Without the key
-  (AutoFP8, vLLM's ``fp8``): ``weight_scale`` and ``input_scale``, one number each.
+  (AutoFP8, vLLM's ``fp8``): ``weight_scale`` and, where inputs are rounded with it, ``input_scale``, one number each.
 
 All functions raise ValueError where the settings are not supported.
 """
@@ -60,7 +60,7 @@ def _group_size(size: int) -> int:
     return size
 
 
-# Keys of AutoGPTQ, gptqmodel and transformers that say how weights were quantized or what computes with them.
+# Keys of AutoGPTQ, gptqmodel and transformers that say how or which weights were quantized, or what computes with them.
 _GPTQ_IGNORED = frozenset(
     """
     act_group_aware backend batch_size block_name_to_quantize cache_block_outputs damp_auto_increment damp_percent

@@ -114,7 +114,7 @@ def parse_class_config(
     except LucidError as error:
         raise LucidError(f"{where}: {class_name} is not supported: {error}.") from error
     except Exception as error:
-        if isinstance(error, KeyError) and error.args == (NAME,):  # it looks attention up in a table of its own
+        if isinstance(error, KeyError) and error.args == (NAME,):  # the class has its own table of attention functions
             raise LucidError(
                 f"{where}: {class_name} is not supported: it does not call attention by transformers' registry."
             ) from error
@@ -276,7 +276,7 @@ def _without_dynamic(value: Any) -> Any:
 
 
 def _check_experts(net: Any) -> None:
-    """Refuse experts that transformers' registry does not know, and more choices than there are experts."""
+    """Refuse experts not called by transformers' registry, and tokens that choose more experts than there are."""
     for path, module in net.named_modules():
         stacked = any(value.dim() == 3 for value in module.parameters(recurse=False))
         if "Experts" in type(module).__name__ and stacked and not hasattr(module, "is_transposed"):
@@ -407,7 +407,7 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
 
 
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
-    """Return the shapes with ``like`` set: the first layer that differs from each only in the values of its weights."""
+    """Return the shapes with ``like`` set: the index of the first layer equal to each but for the values of weights."""
     first: dict[str, int] = {}
     seen: dict[int, int] = {}  # by the id of a tensor that layers are given, its number in the order of first use
     found = []
@@ -434,7 +434,7 @@ def _signature(layer: nn.Module) -> str:
 
 
 def _given(value: Any, seen: dict[int, int]) -> str:
-    """Describe a layer's arguments in a text, in which each tensor object has a number of its own."""
+    """Describe a layer's arguments in a text, each tensor object by a number of its own; refuse complex tensors."""
     if isinstance(value, Tensor):
         if value.is_complex():
             raise LucidError("its layers are given complex numbers, such as rotary positions, which ONNX does not have")

@@ -50,7 +50,7 @@ except ImportError as error:
     raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
 
 NAME = "lucid"  # our functions' name in transformers' registries
-# Keyword arguments of attention that change nothing here: for training or other implementations, or shown by the mask.
+# Keyword arguments of attention that change nothing here: they serve training or other code, or repeat the mask.
 _IGNORED = frozenset(
     (
         "cache_position",
@@ -72,7 +72,7 @@ class Running(Protocol):
     """A call of a class's forward, as the registered functions see it."""
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
-        """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)``; return ``(B, N, H, D)``."""
+        """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D or E)``; return ``(B, N, H, E)``."""
 
     def mask(self, sees: Callable[..., Tensor]) -> Any:
         """Return what attention gets as its mask; ``sees`` is the function that says which token sees which."""
@@ -345,7 +345,7 @@ class ClassCall:
         if self.present[place] is not None:
             raise LucidError(f"layer {place} calls attention twice")
         scale, softcap = attention_options(options, width)
-        own = v.shape[3]  # the cache holds keys and values of one width
+        own = v.shape[3]  # E ≤ D; the cache holds keys and values of one width, D
         v = F.pad(v, (0, width - own))
         if (scale, softcap) != (shape.scale, shape.softcap):
             raise LucidError(f"layer {place} gave attention the scale {shape.scale} and now gives {scale}")
@@ -354,7 +354,7 @@ class ClassCall:
         mixer: Any = self._model.mixers()[place]
         vars(mixer)["sinks"] = options.get("s_aux")
         attended, self.present[place] = mixer.mix(q, k, v, self._step, self._past[place])
-        return attended[..., :own].transpose(1, 2).contiguous()  # (B, N, H, D)
+        return attended[..., :own].transpose(1, 2).contiguous()  # (B, N, H, E)
 
     def mask(self, sees: Callable[..., Tensor]) -> None:
         return None  # our attention makes its own

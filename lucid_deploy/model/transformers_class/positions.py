@@ -1,7 +1,7 @@
 """Positions in model classes of transformers that number positions, embed them or rotate by them in their own way.
 
 Some classes number tokens from the padding token's id plus one. Decoders of translation models count positions in their
-embedding, from the length of transformers' cache, unused here. Image models rotate by three positions for each token.
+embedding, from the length of transformers' cache, which is unused here. Image models rotate by three positions a token.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
         **{"attention_softmax_in_fp32": (True,), "scale_attention_softmax_in_fp32": (True,)},
     },
 }
-# By model_type: keys that the class does not read, and that none of its results depends on, whatever their value.
-# These say how serving engines keep states, or describe heads that predict further tokens.
+# Keys that say how serving engines keep states, or describe heads that predict further tokens.
 _OF_QWEN3_5 = frozenset(("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
+# By model_type: keys that the class does not read, and that none of its results depends on, whatever their value.
 _UNUSED: dict[str, frozenset[str]] = {
     "qwen3_next": _OF_QWEN3_5,
     "qwen3_5_text": _OF_QWEN3_5,
@@ -68,7 +68,7 @@ ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in 
 
 
 def is_computed(key: str, value: Any, config: Any) -> bool | None:
-    """Whether a class computes what ``key``, which it does not read, says; None: nothing is known of the key."""
+    """Whether a class computes what a key that it does not read says; None: nothing is known of the key."""
     kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
         return True

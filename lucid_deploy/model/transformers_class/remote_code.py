@@ -21,7 +21,7 @@ _NAMES = ("AutoConfig", "AutoModelForCausalLM")
 def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     """Register the classes of a checkpoint with transformers, so that its Auto classes find them.
 
-    ``trusted`` says whether the user allows the code to be run; without it, a LucidError asks for it.
+    ``trusted``: whether the user lets the code run. LucidError if it must run and is not trusted, or the reverse.
     """
     where, kind, named = directory / "config.json", raw.get("model_type"), raw.get("auto_map")
     named = named if isinstance(named, dict) else {}

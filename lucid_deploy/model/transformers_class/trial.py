@@ -36,7 +36,7 @@ _PADDED = 2  # columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
-    """Run a few layers of a class with its own attention and with ours; return a sentence, or raise a LucidError."""
+    """Compare a class with its own attention and with ours; return a note with the error, or raise a LucidError."""
     name = class_of(config.family)[0]
     small = _small(config)
     plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
@@ -85,7 +85,7 @@ def _small(config: LucidConfig) -> LucidConfig:
         smaller["pad_token_id"] = None
     try:
         found = parse_class_config({**raw, **smaller}, "the trial's model", layers=layers)
-    except LucidError:  # sizes that depend on others
+    except LucidError:  # a smaller size does not fit another one: keep all sizes
         found = parse_class_config(raw, "the trial's model", layers=layers)
     return dataclasses.replace(found, rms_norm_eps=config.rms_norm_eps)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CASES = {"prefill": "prefill", "prefill_past": "prefill", "decode": "decode"}  # by name: the stage
 RUNNER = "PyTorch in float64"  # as Polygraphy names it in its comparisons
 FACTOR = 8  # tolerance / error of the plain PyTorch model in the artifact's type
-_CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5  # tokens in the two prefills, of padding; number of distinct ids
+_CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5  # tokens of the first and second prefill, of padding; most distinct ids
 _HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a unit in the last place of 1
 
 

@@ -88,7 +88,7 @@ def polygraphy_script(profiles: Profiles) -> str:
 
 
 def compare_script(profiles: Profiles, tolerances: dict[str, dict[str, float]]) -> str:
-    """Return ``compare.sh``, which compares onnxruntime, and TensorRT too if asked, with the golden outputs."""
+    """Return ``compare.sh``, which compares onnxruntime, or the runtimes in its arguments, with the golden outputs."""
     what = (
         "Compares with the golden outputs: ./compare.sh --onnxrt; on a machine with a GPU ./compare.sh --trt --onnxrt"
     )

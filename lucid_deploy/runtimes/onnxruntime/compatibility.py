@@ -18,7 +18,7 @@ _MULTIPLIES = ("avx512", "avx2")  # kernels whose products by float weights are 
 
 
 def has_tensor_scatter() -> bool:
-    """Whether the installed onnxruntime has TensorScatter, by its version, without importing it; True if not found."""
+    """Whether the installed onnxruntime has TensorScatter, by its version, without importing it; True if unknown."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
             return _numbers(version(package)) >= _STATIC

@@ -28,7 +28,7 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
-    """Run a session's graphs with outputs for what layers compute and, if residuals are given, inputs for these.
+    """Run a session's graphs with outputs for what layers compute and, if residuals are given, inputs for them.
 
     If onnxruntime reads weights where the artifact's file is mapped, a graph takes 1 to 4 MB, and all graphs that were
     run stay loaded. If it copies weights (to another type, layout or device), only the last graph stays loaded.

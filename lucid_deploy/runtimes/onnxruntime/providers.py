@@ -72,7 +72,7 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
 
 
 def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str) -> dict[str, str]:
-    """Return the optimization profile of a stage as provider options, ``name:1x4x0x64,…`` for all dynamic inputs."""
+    """Return the optimization profile of a stage as provider options, ``name:1x4x0x64,…`` for all inputs."""
     from lucid_deploy.runtimes.tensorrt.limits import profile_shapes
 
     shapes = profile_shapes(artifact, stage, limits)
@@ -101,8 +101,8 @@ def provider_folder(artifact: Artifact, provider: str, library: Path | None = No
 def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -> Path:
     """Write a copy of a stage's graph in which TensorRT finds our plugins, replacing an older one; return its path.
 
-    In the original, onnxruntime inlines the functions, loops included, before a provider sees them. The weight file is
-    copied beside the graph: onnxruntime and TensorRT read external data from the graph's folder only.
+    In the original, onnxruntime inlines the functions, loops included, before a provider sees them. Files with weights
+    are copied beside the graph if they are not there: onnxruntime and TensorRT read external data only from there.
     """
     from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
 

@@ -51,7 +51,7 @@ _SHARED = "shared step"  # the stage that runs a piece of a prompt and a decode 
 class OrtSession(ArtifactSession[Any]):
     """Run an artifact's graphs; the cache stays in onnxruntime's own tensors.
 
-    On the CPU graphs share one mapping of the weights, except 4-bit integers; other providers load the file themselves.
+    On the CPU graphs share one mapping of the weights, except 4-bit ones; other providers load the file themselves.
 
     Attributes:
         reads_stored_cache: Whether decoding reads the cache as it is stored; if not, every step converts all of it to
@@ -236,7 +236,7 @@ class OrtSession(ArtifactSession[Any]):
     def _can_read_stored(self) -> bool:
         """Whether the cache has another type than the model, and the library has operators that read that type."""
         if self.cache_dtype == self.dtype or self._library is None:
-            return False  # the graph converts all of the cache if it has another type
+            return False  # without the library the graph converts a cache of another type
         uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard layers do not
         return uses and self.cache_dtype in _READ_BY_KERNELS
 
@@ -247,9 +247,9 @@ class OrtSession(ArtifactSession[Any]):
         return super().multi_token_unsupported_reason
 
     def prepare_several(self) -> None:
-        """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
+        """Load the graph that verifies drafts; raise LucidError if there is none, CheckFailed if files have changed.
 
-        Weights that onnxruntime packs (all of a small model, else the quantized ones) are packed again for this graph.
+        Weights that onnxruntime packs (none of a large float model) are packed again for this graph.
         If the library multiplies by quantized weights, all graphs share its packed copy of those.
         """
         super().prepare_several()
@@ -272,7 +272,7 @@ class OrtSession(ArtifactSession[Any]):
 
 
 class StaticOrtSession(StaticSession, OrtSession):
-    """As :class:`OrtSession`, for an artifact exported with ``--cache static``: the graph writes new rows in place."""
+    """As :class:`OrtSession`, for graphs with a static cache, which write new rows into its buffers in place."""
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
         values = [tuple(map(self._ort.OrtValue.ortvalue_from_numpy, layer)) for layer in layers]
@@ -311,7 +311,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy()  # not copied: that took an eighth of a step of 16 rows
-        bound.bind_output("logits")  # now only the array keeps them: a server has a binding for each size of a step
+        bound.bind_output("logits")  # else each binding would keep its logits: a server has one for each size of a step
         binding.copy_back()
         return logits
 
@@ -344,7 +344,7 @@ def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
 def _shared_weights(ort: Any, artifact: Artifact, mapped: dict[str, mmap.mmap]) -> dict[str, dict[str, Any]]:
     """Return each graph's weights, except 4-bit integers, as onnxruntime tensors on one mapping of their files.
 
-    Left to itself, onnxruntime maps (or copies) the file once for each session.
+    E2M1 is copied, widened to E4M3. Left to itself, onnxruntime maps (or copies) the file once for each session.
     """
     import onnx
 

@@ -45,7 +45,7 @@ class OpenVinoSession(ArtifactSession[Array]):
 
 
 class StaticOpenVinoSession(StaticSession, OpenVinoSession):
-    """As :class:`OpenVinoSession`, for an artifact exported with ``--cache static --opset 23``.
+    """As :class:`OpenVinoSession`, for graphs with a static cache, exported with ``--opset 23``.
 
     OpenVINO writes to separate output arrays, from which new rows are copied into the caller's buffers.
     """

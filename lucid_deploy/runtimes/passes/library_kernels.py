@@ -213,7 +213,8 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     All graphs share one packed copy of a weight, while onnxruntime makes one for each graph; and products of many rows
     take half of the time.
 
-    Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed.
+    Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed, and
+    add the offsets that a product beside them adds in the file.
     """
     tensors, casts = _stored(model.graph)
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]

@@ -100,5 +100,5 @@ def load_backend(name: str | None = None) -> Backend:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(_KNOWN[name][0]) is not None
-    except ValueError:  # the module has no specification, or its import is blocked
+    except ValueError:  # a module of this name is loaded without a specification
         return False

@@ -92,6 +92,7 @@ def build_engines(
     """Build the prefill and the decode engine of an artifact, and with ``speculate`` one that verifies drafts.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
+    ``progress`` gets (phase, done, in all), ``announce`` a sentence before a missing plugin library is compiled.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)

@@ -75,7 +75,7 @@ def make_logger(trt: Any, failure: CallbackFailure) -> Any:
 
 
 def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
-    """Return a progress monitor that calls ``report`` with (done, in all), and stops the build if that raises."""
+    """Return a progress monitor that calls ``report`` with (done, in all), and stops the build if a callback raises."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -48,7 +48,7 @@ class JitCache:
             log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write the file, atomically, unless it has all compiled kernels. If that fails, the next start is slower."""
+        """Write the file, atomically, unless it holds all compiled kernels. A failure is logged, not raised."""
         if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:

@@ -83,7 +83,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
-    """Read the engines' manifest; raise a LucidError unless this TensorRT can load them for this artifact."""
+    """Read the engines' manifest; raise LucidError if they don't fit TensorRT or artifact, CheckFailed if damaged."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)

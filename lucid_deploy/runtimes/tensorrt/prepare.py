@@ -82,7 +82,7 @@ class PreparedGraph:
 
 
 def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxruntime: bool = False) -> PreparedGraph:
-    """Load a stage's graph and run the passes that TensorRT needs."""
+    """Load a stage's graph and run the passes that TensorRT needs; a static cache gets ``max_context`` columns."""
     import onnx_ir as ir
 
     from lucid_deploy.export.passes.attention_forms import half_attention, standard_attention

@@ -1,7 +1,4 @@
-"""Round the inputs of linear layers to 8 bits.
-
-They are rounded to integers, as by onnxruntime's ``MatMulNBits`` at accuracy level 4, or to E4M3, as for fp8 weights.
-"""
+"""Round inputs of linear layers to int8, as onnxruntime's ``MatMulNBits`` at accuracy level 4 does, or to E4M3."""
 
 from __future__ import annotations
 

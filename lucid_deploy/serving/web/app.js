@@ -6,10 +6,10 @@ const ALTERNATIVES = 4;
 const LEAST_FOR_RATE = 5; // tokens; fewer may all come at once
 const find = (id) => document.getElementById(id);
 
-let apiKey = ""; // in memory only
+let apiKey = ""; // kept in memory, never stored
 let model = "";
 let messages = [];
-let running = null; // what aborts the answer that runs
+let running = null; // the AbortController of the answer that is being generated
 
 class ServerError extends Error {
   constructor(message, status) {
@@ -37,7 +37,7 @@ async function request(path, body, signal) {
   try {
     message = (await answer.json()).error.message;
   } catch {
-    // not one of its own errors, such as a proxy's page
+    // the body is no error of the server, but for example a proxy's page
   }
   throw new ServerError(message, answer.status);
 }
@@ -70,7 +70,7 @@ async function start() {
     model = found.id;
     find("model").textContent = `${model}, context of ${found.max_model_len} tokens`;
     find("key-form").hidden = true;
-    if (found.has_chat_template === null) { // the server has just started
+    if (found.has_chat_template === null) { // no process that reads requests has started yet
       setTimeout(start, 500);
       return;
     }
@@ -133,7 +133,7 @@ function completionBody(text) {
 }
 
 function piecesOf(choice) {
-  // What a chunk says: its text, and its tokens with their probabilities.
+  // The text of a chunk, and its tokens with their log-probabilities.
   if (choice.delta !== undefined) {
     const items = choice.logprobs?.content ?? [];
     const tokens = items.map((item) => ({

@@ -44,7 +44,7 @@ def source_hash() -> str:
 
 
 def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
-    """Build the library, unless the existing one was built from the same sources.
+    """Build the library, unless the existing one is intact and was built from the same sources.
 
     ``output`` (None: :func:`user_ort_library`) is replaced atomically, and so, just before it, is the record beside it.
 
@@ -79,7 +79,7 @@ def check_ort_library(library: Path) -> None:
     """Check that a library matches its record and was built from this version's sources.
 
     Raises:
-        LucidError: It is missing, damaged, or of another version.
+        LucidError: It is missing or damaged, has no record, or is of another version.
     """
     if not library.is_file():
         raise LucidError(f"There is no library of kernels {library}. Run: {BUILD_COMMAND}")

@@ -129,7 +129,7 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
-// By default no attributes are read (kSolves: epsilon, diagonal; kScales: scale), outputs are T and nothing is packed.
+// Defaults of an operator: reads no attributes (kSolves: epsilon, diagonal; kScales: scale), outputs T, packs nothing.
 template <class T>
 struct OperatorBase {
     static constexpr bool kSolves = false, kScales = false;

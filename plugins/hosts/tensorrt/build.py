@@ -58,7 +58,7 @@ def build_plugin(output: Path, kernels: Sequence[CompiledKernel]) -> Path:
         command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
         # Relative to the compiler's working directory: a folder's name may need escapes in a C++ string.
         command += [f'-DLUCID_KERNEL_DATA="{data.name}"', f'-DLUCID_KERNEL_TABLE="{table.name}"', "-I", "."]
-        # -isystem suppresses warnings in their headers.
+        # -isystem suppresses warnings in TensorRT's and CUDA's headers.
         command += ["-isystem", str(tensorrt_include.absolute()), "-isystem", str(cuda_include.absolute())]
         command += [*map(str, sources()), "-ldl", "-Wl,--no-undefined"]
         run_compiler(command, library)
@@ -87,7 +87,7 @@ def plugin_abi(library: Path) -> int:
 
 
 def check_plugin(library: Path) -> None:
-    """Check that a library exists and was built for this version.
+    """Check that a library exists and has the ABI of this version.
 
     Raises:
         LucidError: It is missing, damaged, or has another ABI.
@@ -160,7 +160,7 @@ def _has_kernel(library: Path, part: str, capability: int) -> bool:
 
 
 def find_tensorrt_headers() -> Path:
-    """Return the folder of TensorRT's headers: in ``TENSORRT_ROOT``, else the system's, else the package kernel-lens's.
+    """Return the folder of TensorRT's headers: in ``TENSORRT_ROOT`` if set, else the system's, else kernel-lens's.
 
     Raises:
         LucidError: They were not found.
@@ -174,7 +174,7 @@ def find_tensorrt_headers() -> Path:
 
 
 def find_cuda_headers() -> Path:
-    """Return the folder of ``cuda.h``: in ``CUDA_HOME``, else the toolkit's, the system's or nvidia-cuda-runtime's.
+    """Return the folder of ``cuda.h``: in ``CUDA_HOME`` if set, else the toolkit's, the system's or a CUDA wheel's.
 
     Raises:
         LucidError: It was not found.

@@ -46,7 +46,7 @@ float attribute(PluginFieldCollection const* fields, char const* name)
     return field == nullptr ? 0.0F : *static_cast<float const*>(field->data);
 }
 
-//! Attributes are floats; the first is required.
+//! The creator of one operator's plugins. Attributes are floats; the first is required.
 class Creator final : public IPluginCreatorV3One
 {
 public:

@@ -38,7 +38,7 @@ struct Device
     static Device current();
 };
 
-//! Returns the best kernel of `variant` for a device: machine code for it, for an older chip of the 8.x family, or PTX.
+//! Returns the best kernel of `variant` for a device: machine code for it, else for an older 8.x, else PTX.
 //! Throws std::runtime_error if the library has none.
 Kernel const& findKernel(std::string const& variant, int32_t arch);
 
@@ -47,7 +47,7 @@ bool hasKernel(std::string const& part, int32_t arch);
 
 using Argument = std::variant<CUdeviceptr, int32_t, float>;
 
-//! One kernel launch; the same numbers as a Step of plan.py.
+//! One kernel launch; the same numbers as a Step of shared/plan.py.
 struct Step
 {
     Kernel const* kernel;

@@ -70,7 +70,7 @@ protected:
 
     virtual size_t workspaceBytes(Sizes const& sizes) const = 0;
 
-    //! How much of the workspace must be zero before the first launch.
+    //! How many bytes at the workspace's start must be zero before the first launch.
     virtual size_t zeroedBytes(Sizes const& sizes) const = 0;
 
     virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,

@@ -17,7 +17,7 @@ RTX_NAME = "libtensorrt_rtx.so"
 
 
 def register_plugins(library: Path, trt: Any) -> None:
-    """Load the plugin library into the registry, unless plugins of these names are registered already.
+    """Load the plugin library into the registry, unless all of our plugins are registered already.
 
     Args:
         library: The library that ``lucid-deploy plugin build`` wrote.

@@ -1,7 +1,7 @@
 """Compile the Triton kernels ahead of time for every supported GPU; no GPU is needed.
 
 A variant is a kernel compiled for one type, padded head width, width unit and, for decoding, number of rows; the plugin
-chooses one by its tensors' types and shapes. Separate processes compile, to keep Triton's settings out of the caller's.
+chooses one by tensors' types and shapes. Separate processes compile, so that Triton's settings do not reach the caller.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _end_with_parent() -> None:
 
 
 def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
-    """Compile one variant in this process: to machine code and, for :func:`ptx_architecture`, also to PTX.
+    """Compile one variant in this process to machine code and, if ``arch`` is its :func:`ptx_architecture`, to PTX.
 
     Raises:
         LucidError: Triton fails, or the kernel needs memory that is not available.
@@ -221,7 +221,7 @@ def compile_with_triton(variant: Variant, arch: int) -> Any:
     types = {name: _type(name, variant) for name in argument_names(variant)}
     constants = {**dict(variant.constants), **dict.fromkeys(_absent(variant))}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
-    # Buffers of TensorRT and PyTorch are aligned to 256 bytes. Nothing is assumed about other arguments.
+    # Pointers are multiples of 16: TensorRT and PyTorch align buffers to 256 bytes. Other arguments may be any number.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, each in enumerate(function.arg_names)
@@ -254,7 +254,7 @@ def _absent(variant: Variant) -> tuple[str, ...]:
 
 
 def _type(argument: str, variant: Variant) -> str:
-    """Return Triton's type of an argument by its name: p_… is a pointer, n_… and width_units are integers."""
+    """Return Triton's type of an argument by its name: p_… is a pointer, n_… and width_units are i32, others fp32."""
     if argument.removeprefix("p_") in delta_rule.FIXED or argument in _SCALES:
         return "*fp32"
     if variant.kernel == decode_attention.FLOAT8_KERNEL and argument in ("p_k", "p_y"):

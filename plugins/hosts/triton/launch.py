@@ -41,7 +41,7 @@ def precondition(
         tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
-        ValueError: The kernel does not support the shapes, the types or the device.
+        ValueError: The kernel does not support the shapes, types or device, or ``out`` or ``workspace`` is unsuitable.
     """
     import torch
 
@@ -85,7 +85,7 @@ def decode_attention(
         tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
-        ValueError: The kernels do not support the shapes, the types or the device.
+        ValueError: The kernels do not support the shapes, types or device, or ``out`` or ``workspace`` is unsuitable.
     """
     import torch
 
@@ -134,7 +134,7 @@ def delta_rule(
         tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
-        ValueError: The kernels do not support the sizes, the types or the device.
+        ValueError: The kernels do not support the sizes, types or device, or ``out`` or ``workspace`` is unsuitable.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Importing this module registers the Triton kernels for the PyTorch custom operators on CUDA tensors.
+"""Importing this module registers Triton kernels for CUDA tensors: the solve, decode attention and the delta rule.
 
 Calls that the kernels do not support, see :func:`unsupported_reason`, run the PyTorch implementations, also on the GPU.
 """
@@ -31,7 +31,7 @@ def use_kernels(device_type: str = "cuda") -> None:
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
-    """Return why the kernels do not support float tensors, the first ``(B, H, T, D)``; None if they do."""
+    """Return why the kernels do not support these tensors, of which the first is ``(B, H, T, D)``; None if they do."""
     first = tensors[0]
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
     if len(kinds) > 1 or not kinds <= set(FLOATS):
@@ -45,7 +45,7 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
 
 @functools.cache
 def device_unsupported_reason(device: torch.device) -> str | None:
-    """Return why the kernels cannot run on a device; None if they can. Warns once if Triton is missing."""
+    """Return why the kernels cannot run on a device; None if they can. Warns once per device if Triton is missing."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')
         reason = f"Triton is not installed; {line} brings it for Linux"
