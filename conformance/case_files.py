@@ -31,7 +31,7 @@ class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         name: The output's name in the graph.
         tolerance: The largest relative error of a batch row that passes.
-        baseline: A plain implementation's error in the case's type; the tolerance is a multiple of it, or a floor.
+        baseline: Error of a plain implementation in the case's type; the tolerance is a multiple of it, or of a floor.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Attributes:
         text: What is special about the case.
-        operator: An operator of the domain, or ``model``.
+        operator: The name of an operator of ``ai.lucid``, or ``model`` for a whole model.
         type: The type that the operator's ``T`` stands for, or the model's type.
         types: ``type``, and the types of all of the graph's inputs.
         derivation: How the tolerances were made.

@@ -1,7 +1,7 @@
 """Make the conformance cases: inputs, expected outputs computed in float64, and graphs with today's operator bodies.
 
-Nothing is stored but ``pinned.json``: each output's tolerance, and each tensor's checksum, too coarse to depend on a
-processor's last bit. Cases that are made on another machine, or after a change of these sources, are compared with it.
+Only ``pinned.json`` is stored: each output's tolerance and baseline, and each tensor's checksum, which is too coarse to
+depend on a processor's last bit. Whenever a case is made, its checksums are compared with those.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lucid_deploy.plugins.table import SCATTER_ROW, Operator
 PINNED = Path(__file__).with_name("pinned.json")
 # Tolerance / baseline. With sums in another order and other exp and rsqrt, errors were 0.5 to 2.4 float32 baselines.
 FACTOR = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}
-# Least baseline: the type's relative rounding error, for cases in which a plain implementation happens to be exact.
+# Least baseline: about the type's relative rounding error. A plain implementation may happen to be exact in a case.
 FLOOR = {"float32": 1e-7, "float16": 2.5e-4, "bfloat16": 2e-3}
 # Relative difference of checksums that passes: they are written with six digits. All tensors are computed in float64
 # and then rounded, so another processor's last bit changes few numbers of a tensor, if any.
@@ -64,7 +64,7 @@ def make_case(name: str) -> Case:
     """Make a case, with its pinned tolerances.
 
     Raises:
-        LucidError: Its checksums are not those that were pinned.
+        LucidError: Its checksums differ from the pinned ones, or none are pinned.
     """
     case, pin = _makers()[name](), pinned().get(name)
     if pin is None or not _same(checksums(case), pin.checksums):
@@ -76,10 +76,10 @@ def make_case(name: str) -> Case:
 
 
 def write_cases(folder: Path, only: str = "") -> int:
-    """Write cases into a new folder, whole or not at all, and return how many.
+    """Write cases into a new or empty folder, completely or not at all, and return how many.
 
     Raises:
-        LucidError: No name contains ``only``, or the folder exists and is not empty.
+        LucidError: No name contains ``only``, ``folder`` is no empty or new folder, or :func:`make_case` raises one.
     """
     names = case_names(only)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -91,7 +91,7 @@ def write_cases(folder: Path, only: str = "") -> int:
 
 
 def unpinned_case(name: str) -> Case:
-    """Make a case without tolerances of its outputs, from which ``tests.conformance.pin`` derives them."""
+    """Make a case whose description has no outputs yet; ``tests.conformance.pin`` derives their tolerances."""
     return _makers()[name]()
 
 

@@ -1,6 +1,6 @@
 """The operators as formulas: dense, row by row, in float64, with numpy.
 
-Only ``plugins/table.py``, whose names the arguments have, is shared with the code that the cases are to check. In
+The code under test shares only ``plugins/table.py`` with this module; arguments are named as the inputs there. In
 shapes, ``B`` is the batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past
 ones, ``T`` all.
 """
@@ -49,13 +49,13 @@ def precondition(
 
 
 def causal_attention(Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array]:
-    """Return O = softmax(Q Kᵀ/√d) Y over each query's own token and those before it, without padding.
+    """Return O = softmax(Q Kᵀ/√d) Y over each query's own token and the tokens before it that are not padding.
 
     Args:
         Q: Queries of the last N tokens, ``(B, H·G, N, D)``; G neighbouring heads share a key/value head.
         K: Raw keys of all tokens, ``(B, H, T, D)``.
         Y: Their preconditioned values, ``(B, H, T, D)``.
-        mask: ``(B, T)``, false at padding.
+        mask: ``(B, T)``, false at padding; a query sees its own token even there.
 
     Returns:
         O, float64 ``(B, H·G, N, D)``.
@@ -164,7 +164,7 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
 
 
 def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
-    """Return :func:`expert_matmul` with 4-bit or 8-bit W ``(E, N, blocks, bytes)`` and a scale for each block."""
+    """Return :func:`expert_matmul`; W ``(E, N, blocks, bytes)`` has numbers of 4 or 8 bits and a scale per block."""
     bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
     numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
     weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]

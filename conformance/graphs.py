@@ -14,7 +14,7 @@ from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
 
 IR_VERSION = 10
-# Axes whose sizes are fixed in an artifact's graphs; the others are dynamic.
+# Axes that have fixed sizes in these graphs; the others are dynamic.
 _FIXED = ("kv_heads", "heads", "head_dim", "key_width", "value_width", "1")
 
 
@@ -43,7 +43,7 @@ def operator_node(
     outputs: tuple[str, ...] | list[str],
     attributes: Mapping[str, float] | None = None,
 ) -> onnx.NodeProto:
-    """Return a node of an operator with these attributes; None: only those that the operator requires."""
+    """Return a node of an operator with these attributes; None: the required ones, with the values of the cases."""
     if attributes is None:
         attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
@@ -86,7 +86,7 @@ def body(
 
 
 def _stored_decode(operator: Operator, diagonal: bool) -> onnx.FunctionProto:
-    """Return the body of decoding over a rounded cache: dequantize K and Y, then run DecodeAttention's body."""
+    """Return the body of decoding over a cache in fewer bits: dequantize K and Y, then run DecodeAttention's body."""
     function = function_proto(table.DECODE_ATTENTION.name, training_diagonal=diagonal)
     nodes = []
     for name in ("K", "Y"):

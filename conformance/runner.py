@@ -56,7 +56,7 @@ def run_cases(
         update: Called with a case's name, how many cases are done and how many there are.
 
     Raises:
-        LucidError: A case is damaged, or no name contains ``only``.
+        LucidError: A case cannot be made or read, no name contains ``only``, or the kernels cannot be used.
     """
     if folder is None:
         names = case_names(only)
@@ -72,7 +72,7 @@ def run_cases(
 
 
 def run_case(case: Case, open_graph: Opener) -> Result:
-    """Run a case, unless onnxruntime lacks one of its types on the CPU; a runtime's error is a failed case."""
+    """Run a case, unless onnxruntime's CPU lacks one of its float types; any error but a LucidError fails the case."""
     can = CAPABILITIES["cpu"]
     floats = {kind for kind in case.description.types if "float" in kind}
     cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}
@@ -133,12 +133,7 @@ def _open_in_onnxruntime(model: onnx.ModelProto, options: RuntimeOptions) -> Gra
 
 
 def relative_error(found: Array, wanted: Array) -> float:
-    """Return the relative error (L2) of the batch row that is farthest off; infinite for NaN or another shape.
-
-    Args:
-        found: ``(B, …)``.
-        wanted: The same shape.
-    """
+    """Return the largest relative error (L2) of a batch row of ``(B, …)``; infinite for NaN or another shape."""
     if found.shape != wanted.shape:
         return math.inf
     found, wanted = (x.astype(np.float64).reshape(len(x), -1) for x in (found, wanted))

@@ -26,7 +26,7 @@ def tiny_graph(model: TinyModel, weights: Mapping[str, Array], stage: str, dtype
         model: The model's shape.
         weights: See :meth:`TinyModel.weights`.
         stage: One of :data:`STAGES`.
-        dtype: Type of weights, arithmetic and cache; logits are float32.
+        dtype: Type of weights, arithmetic and cache; rotation angles, the head and the logits are float32.
     """
     build = _Builder(model, stage, dtype)
     for name, array in weights.items():

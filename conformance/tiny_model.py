@@ -97,7 +97,7 @@ def run_model(
 
 
 def visible(feed: Mapping[str, Array]) -> Array:
-    """Return the operators' mask, bool; of a buffer, it shows the rows before ``cache_length`` and the new token."""
+    """Return the operators' mask, bool; over buffers, it shows the rows before ``cache_length`` and the new token."""
     mask = feed["attention_mask"] != 0
     if "cache_length" not in feed:
         return np.asarray(mask)
@@ -163,7 +163,7 @@ class ModelProblem:
     words: int = VOCABULARY  # size of the vocabulary to draw from; a small one repeats tokens
     padded: bool = False  # whether the last batch row begins with padding
     batch: int = 1  # B
-    dtype: str = "float32"  # of weights, arithmetic and cache
+    dtype: str = "float32"  # of weights, arithmetic and cache; exceptions: see tiny_graph
     model: TinyModel = _ROTATED  # shape of the model
 
 

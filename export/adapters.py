@@ -41,7 +41,7 @@ class LinearLayers:
     """The linear layers of a model that may have adapters, and where a checkpoint stores their weights.
 
     Attributes:
-        sizes: Input and output width of each layer, by its name.
+        sizes: Input and output width of each such layer, by its name.
     """
 
     def __init__(self, config: LucidConfig) -> None:
@@ -58,7 +58,7 @@ class LinearLayers:
         """Check that an adapter fits a checkpoint and can be kept apart from its weights; return notes.
 
         Raises:
-            LucidError: It does not fit the checkpoint, changes weights that are no linear layer's, or replaces any.
+            LucidError: It does not fit the checkpoint, replaces a weight, or changes one outside of these layers.
         """
         notes = adapter.check(self._shapes.get, base)
         other = sorted(adapter.weights - {place.name for place in self._stored.values()})
@@ -106,7 +106,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
     """Open and check the adapters of an export; return None if the options ask for none.
 
     Raises:
-        LucidError: Two adapters have one name, one cannot be kept apart, or the options reserve too little for them.
+        LucidError: An adapter cannot be read or kept apart, its name is invalid or taken, or the room for it is wrong.
     """
     most, most_rank = options.max_adapters, options.max_adapter_rank
     if not options.adapters and most is None:
@@ -166,8 +166,8 @@ def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[s
     """Remove adapters of an artifact and add others, in one atomic change; return notes.
 
     Raises:
-        LucidError: The artifact has no room, a name is taken or unknown, or an adapter does not fit the checkpoint or
-            what was reserved.
+        LucidError: The artifact has no room, a name is invalid, taken or unknown, or an adapter does not fit the
+            checkpoint or what was reserved.
     """
     slots = artifact.manifest.adapters
     if slots is None:

@@ -181,7 +181,7 @@ def _write_graphs(
 ) -> list[GraphForm]:
     """Write every form's graphs, and return the forms; the first has the plain names, ``prefill.onnx`` and so on.
 
-    Inlined graphs come last: they are made from the graphs with a growing cache, which this changes in place.
+    Inlined graphs come last, since inlining changes graphs in place that are also written with functions.
     """
     from lucid_deploy.export.graph_file import write_graph
 

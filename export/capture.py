@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-_QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
+_QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # what they log at least
 _ONE_CAPTURE = threading.Lock()  # tracing changes state of the whole process: PyTorch's, warning filters, loggers
 
 
@@ -132,7 +132,7 @@ def _write_out_of_place(program: torch.export.ExportedProgram) -> None:
 
 
 def _functional(operator: Any) -> Any:
-    """Return the operator that computes the same as an in-place one and returns a new tensor; None for other ones."""
+    """Return the operator that computes the same as an in-place one and returns a new tensor; None if there is none."""
     import torch
 
     if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
@@ -218,7 +218,7 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
                 constant = isinstance(size, int)
                 yield op.Constant(value_ints=[size]) if constant else op.Reshape(size, op.Constant(value_ints=[-1]))
 
-        # The exporter's own translation lacks allowzero, so that a size of 0 copies the input's size.
+        # In the exporter's own translation, which lacks allowzero, a size of 0 stands for the input's size.
         return op.Reshape(self, op.Concat(*sizes(), axis=0), allowzero=True)
 
     def contiguous(self, memory_format: str = ""):  # type: ignore[no-untyped-def]

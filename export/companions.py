@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write a tokenizer, if any: tokens to ``tokenizer.json``, named ones and settings to ``tokenizer_config.json``."""
+    """Write ``tokenizer.json``, if any, with all tokens, and ``tokenizer_config.json`` with named ones and settings."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")  # ends of the names of routers' weights
+_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")  # ends of weights' names: routers, gates of shared experts
 
 __all__ = ["ExportOptions", "Progress", "export"]
 
@@ -185,7 +185,7 @@ def _choose_numbers(
     dtype: str,
     progress: Progress | None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Equalize weights and learn quantized values, as the options say; others are rounded when they are written."""
+    """Equalize weights and learn quantized values, as the options say; what is not learned is rounded when written."""
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.method import LearnedWeights, find_method

@@ -25,7 +25,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return ``{stored name: "lm_head.weight"}`` ({} if the graph lacks it); a tied head is stored as the embedding."""
+    """Return ``{stored name: "lm_head.weight"}``, the embedding's if tied; {} if the graph has no such weight."""
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 

@@ -69,13 +69,13 @@ def _attribute(attribute: Attribute) -> OpSchema.Attribute:
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return the translations of our PyTorch operators to nodes of the domain, for ``torch.onnx.export``."""
+    """Return the translations of our PyTorch operators to nodes of the domain, for PyTorch's exporter to register."""
     causal_attention, delta_rule, scatter_row, expert_matmul = map(
         _node_maker, (CAUSAL_ATTENTION, DELTA_RULE, SCATTER_ROW, EXPERT_MATMUL)
     )
     precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
-    # The tracer reads these signatures. Arguments that are not passed on only choose PyTorch's implementation.
+    # The exporter reads these signatures. ``implementation`` only chooses among PyTorch's, so nodes do not have it.
     def translate_precondition(  # type: ignore[no-untyped-def]
         k, v, k_past, y_past, mask, eps: float, implementation: str, training_diagonal: bool = False
     ):

@@ -87,7 +87,7 @@ class ExportOptions:
         return (self.opset or OPSET_TENSOR_SCATTER) if cache == "static" else OPSET
 
     def recorded(self) -> dict[str, Any]:
-        """Return the options for the manifest's ``options``: not ``overwrite``, nor those that other fields record."""
+        """Return what the manifest records as ``options``: not ``overwrite``, ``revision`` or those of adapters."""
         left_out = {
             "overwrite",
             "revision",
@@ -142,7 +142,7 @@ def _check_opset(options: ExportOptions) -> None:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Check that nothing stands at the output, or an artifact that may be replaced."""
+    """Check that nothing exists at the output or, with ``overwrite``, only an artifact or an empty folder."""
     if not os.path.lexists(output):  # a broken link counts as existing
         return
     if not overwrite:
@@ -154,7 +154,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def check_target(checkpoint: Path, output: Path) -> None:
-    """Check that the output is neither inside the checkpoint nor around it."""
+    """Check that the output is not the checkpoint, a folder in it, or a folder that contains it."""
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
@@ -163,7 +163,7 @@ def check_target(checkpoint: Path, output: Path) -> None:
 
 
 def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
-    """Refuse keys that are not among the unknown ones: the manifest would list a misspelt key as if it were checked."""
+    """Refuse keys that are not among the unknown ones: the manifest's ``options`` would list a misspelt key too."""
     needless = [key for key in assume_unused if key not in source.assumed_unused]
     if needless:
         raise LucidError(

@@ -32,9 +32,9 @@ _PREFIX = "model."  # of weights' names in a trace: the attribute of Stage that 
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph of a stage, with the inputs and outputs of the graph contract."""
+    """The graph of a stage, with the inputs and outputs of :func:`graph_inputs` and :func:`graph_outputs`."""
 
-    model: ir.Model  # its weights are initializers without data, named as in the checkpoint
+    model: ir.Model  # its weights are initializers without data, named as in the PyTorch model
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     transposed: frozenset[str]  # names of the weights that the graph reads as [in, out], not [out, in]
@@ -43,7 +43,7 @@ class Traced:
 def graph_inputs(
     layers: Layers, stage: str, cache: str = "growing", with_adapters: bool = False
 ) -> tuple[TensorInfo, ...]:
-    """Return a stage's inputs in the graph contract; a static cache changes those of all stages but prefill."""
+    """Return names, types and axes of a stage's inputs; a static cache changes those of all stages but prefill."""
     new: int | str = 1 if stage == "decode" else "sequence"
     static = _is_static(stage, cache)
     tokens = "max_context" if static else "past_sequence"
@@ -60,7 +60,7 @@ def graph_inputs(
 def graph_outputs(
     layers: Layers, vocab_size: int, stage: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
-    """Return a stage's outputs in the graph contract."""
+    """Return names, types and axes of a stage's outputs."""
     new: int | str = 1 if stage == "decode" else "sequence"
     tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
     return (
@@ -85,8 +85,8 @@ def _is_static(stage: str, cache: str) -> bool:
 def derive_static(growing: Traced, layers: Layers, stage: str, opset: int) -> Traced | None:
     """Return the graph of a stage with a static cache, made from its graph with a growing one.
 
-    None if the stage must be traced: standard attention decodes over the buffers themselves, which the growing graph
-    would copy first, and another package's layer may treat the two kinds of cache differently.
+    Return None if the stage must be traced: standard attention decodes over the buffers themselves, which the growing
+    graph would copy first, and another package's layer may treat the two kinds of cache differently.
     """
     tensors = [(index, tensor) for index, layer in enumerate(layers) for tensor in layer.cache]
     rows = [f"{index}.{tensor.name}" for index, tensor in tensors if tensor.sort == "rows"]
@@ -177,7 +177,7 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
     write_rows(model, opset)
     weights = _detach_weights(model)
     optimize(model)
-    # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
+    # No input is removed, even if the model does not read it, as position_ids without rotary embedding.
     transposed = store_transposed(model, set(weights))
     name_axes(
         model, {**{info.name: info.shape for info in inputs}, **{name: value.shape for name, value in weights.items()}}

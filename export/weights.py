@@ -39,12 +39,12 @@ Chosen = dict[str, Rounded]  # by name, all rows of each weight whose quantized 
 class StoredTensor:
     """One weight in the file, or a part of a quantized one."""
 
-    name: str  # of the checkpoint's weight, or of some of its rows; of an adapter's matrix, its name in the graphs
+    name: str  # of the model's weight, or of some of its rows; of an adapter's matrix, its name in the graphs
     shape: tuple[int, ...]  # as stored
     transposed: bool  # whether ``shape`` is the transpose of the checkpoint's
     offset: int  # of its first byte in the file, at the start of a page
     size: int  # bytes
-    dtype: str  # type in the graphs, as ONNX spells it in lower case
+    dtype: str  # type in the graphs: ONNX's name in lower case, but float32
     part: str = ""  # empty for a whole weight, else one of Quantization.parts
 
 
@@ -54,8 +54,9 @@ def plan_weights(
     """Lay out the file; return each stored tensor by ``name + part``: its name in the graphs (a tied head may differ).
 
     Args:
-        shapes: The checkpoint's tensors, in the order they shall have in the file.
-        dtype: Type of weights that are not quantized, and of int8 and int4 scales for which no other type is recorded.
+        shapes: Shapes of the model's weights without a tied head, by name, in the order of the file.
+        transposed: Names of the weights whose last two axes are exchanged in the file.
+        dtype: Type of weights that are not quantized, and of scales and offsets of int8 and int4 that record no type.
     """
     plan: dict[str, StoredTensor] = {}
     offset = 0
@@ -89,7 +90,7 @@ def write_weights(
     """Write the weights, one tensor in memory at a time, and return the sha256; ``LucidError`` for non-finite values.
 
     Args:
-        chosen: Packed values and scales of learned weights, by name; each entry is removed when it is written.
+        chosen: The parts of learned weights, by name; each entry is removed when it is written.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     digest, position = hashlib.sha256(), 0

@@ -49,7 +49,7 @@ class Answer:
 
     Attributes:
         text: The new text, up to a stop string; empty for a model without a tokenizer.
-        ids: The new token ids.
+        ids: The new token ids, including those of a stop string.
         finish_reason: ``eos``, ``stop``, ``length`` (``max_new_tokens``) or ``context`` (no room left).
         prompt_tokens: How many tokens the prompt has.
     """
@@ -253,13 +253,13 @@ def export(
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, steps or bytes in all).
         tokenizer: With a model in memory: its tokenizer; None: the artifact has none.
-        keep_checkpoint: With a model in memory: a directory to save it to, which ``verify`` reads; None: it is saved
-            for the time of the export only.
+        keep_checkpoint: With a model in memory: a new directory to save it to, which ``verify`` reads; None: it is
+            saved for the time of the export only.
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,
             ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize.options.QuantizeOptions`) and others.
 
     Raises:
-        LucidError: The checkpoint cannot be read or its model is not supported, or the output exists.
+        LucidError: The checkpoint is unreadable or unsupported, an option is wrong, or the output exists.
     """
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
@@ -288,9 +288,9 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
             ``allow_extrapolation``, ``provider``, ``kernels``, ``ablate``, ``adapter`` (the name of a LoRA adapter).
 
     Raises:
-        LucidError: No artifact, an unknown runtime, a package that is not installed, or an opened artifact whose
-            directory now holds another artifact.
-        CheckFailed: A damaged artifact.
+        LucidError: No artifact, a damaged manifest, a wrong option or runtime, a package that is not installed, or an
+            opened artifact whose directory now holds another artifact.
+        CheckFailed: A file is missing, of another size or unlike what the manifest records.
     """
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes import open_session
@@ -316,12 +316,12 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
             ``explain``, and those of RuntimeOptions, as for :func:`open`: ``runtime``, ``device``, ``kernels`` …
 
     Returns:
-        The result; ``verify(…).raise_if_failed()`` raises the first failure.
+        The result; ``verify(…).raise_if_failed()`` raises CheckFailed, with the first failure, unless it passed.
 
     Raises:
         LucidError: Nothing can be verified: the checkpoint is missing or another model's, the runtime is unknown, an
             option is wrong, or the directory of an opened artifact now holds another artifact.
-        CheckFailed: A file is missing or of another size, or the artifact was replaced during the verification.
+        CheckFailed: A file is missing, of another size or unlike the manifest, or the artifact was replaced meanwhile.
     """
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions

@@ -121,8 +121,8 @@ def explicit_attention(model: ir.Model) -> bool:
     TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the parsing program
     marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
     attention's type, for the layer that is being computed.
-    Requires: such nodes have tensors of four axes, known numbers of heads, a bool mask of one head, one output, and all
-    attributes 0 (else ``ValueError``). The mask lets every row see a token: a row that sees none gives NaN.
+    Requires: such nodes have four inputs of four axes, one output, heads of known number and width, no attribute other
+    than 0 (else ``ValueError``), and a bool mask of one head. A row that the mask lets see no token gives NaN.
     Result: no such node is left.
 
     Returns:

@@ -78,7 +78,7 @@ def _target(node: ir.Node) -> ir.DataType:
 
 
 def _join(model: ir.Model, node: ir.Node) -> bool:
-    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves; return whether it does."""
+    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves and return True."""
     source = node.inputs[0]
     joined = None if source is None else source.producer()
     if joined is None or joined.op_type != "Concat" or len(joined.outputs[0].uses()) != 1:

@@ -15,8 +15,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # metadata key: the modules that a node w
 def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
     """Return the layer of each of a graph's nodes; None for nodes outside all layers.
 
-    The tracer records no scope for a few nodes (operators with several outputs). They belong to a layer if the nodes
-    with a scope before and after them do.
+    The tracer records no scope for a few nodes (operators with several outputs). Such a node belongs to a layer if the
+    nearest nodes with a scope before and after it both do.
     """
     found: dict[ir.Node, int | None] = {}
     layer: int | None = None
@@ -36,7 +36,7 @@ def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
 
 
 def name_axes(model: ir.Model, input_axes: dict[str, Sequence[int | str]]) -> None:
-    """Replace the tracer's symbols in all shapes by the axis names of the graph contract, in place.
+    """Replace the tracer's symbols in all shapes by the names of the inputs' axes, in place.
 
     Requires: ``input_axes`` gives every graph input a number or name for each axis.
     Result: inputs have exactly these shapes; other values use the same names, in sums where the tracer had sums.

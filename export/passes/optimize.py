@@ -29,7 +29,7 @@ _RULES = (
 def optimize(model: ir.Model) -> None:
     """Inline functions, fold constants, apply the rewrite rules above, and merge nodes that compute the same.
 
-    Result: the given model, which computes the same from the same inputs; constants are initializers.
+    Result: the model, changed in place, computes the same from the same inputs; constants are initializers.
     """
     common.InlinePass()(model)
     for _ in range(2):

@@ -13,8 +13,8 @@ def pair_heads(model: ir.Model) -> None:
     Requires: ``Attention`` nodes of the main graph have inputs of four axes, numbers of heads that are known, a mask
     that has one head, and one output.
     Result: such a node gets queries ``(B·H, G, N, D)``, keys and values ``(B·H, 1, T, D)`` and a mask
-    ``(B·H, 1, N, T)``, of H key/value heads and G query heads each; its readers get the same values. Nodes whose heads
-    are not shared do not change.
+    ``(B·H, 1, N, T)``, for H key/value heads and G query heads to each; its readers get the same values. Nodes whose
+    heads are not shared do not change.
     """
     for node in list(model.graph):
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):

@@ -25,7 +25,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     ``DequantizeLinear`` before the product. Inputs are rounded where the record says so. Other weights do not change.
 
     Args:
-        names: The graph's names of weights by their names in the checkpoint, where these differ: a tied embedding's.
+        names: The graph's names of weights by their names in the record, where these may differ: a tied embedding's.
     """
     _split_rows(model, quantization, names or {})
     rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
@@ -117,7 +117,7 @@ class WeightInitializers:
     """The initializers of one quantized weight's parts, each created without data when it is first requested.
 
     Attributes:
-        name: The weight's name in the checkpoint.
+        name: The weight's name in the record.
         quantization: The manifest's record of all quantized weights.
         tensor: This weight's entry in the record.
         dtype: The type that the weight had in the graph.

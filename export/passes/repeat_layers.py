@@ -17,13 +17,13 @@ from lucid_deploy.model.description import LayerDescription
 class Excerpt:
     """A shorter model with one layer of each kind of the whole model, and a second one of each kind that repeats.
 
-    Layers are equal if their descriptions, rotary embeddings and, in transformers' classes, ``like`` are. The first of
-    a kind also computes what all layers share (masks, cosines), so the second is the pattern for the others.
+    Layers are of one kind if their descriptions, rotary settings and, in transformers' classes, ``AttentionShape.like``
+    are equal. The first of a kind may also compute what all share (masks, cosines): the second is the others' pattern.
     """
 
     config: LucidConfig  # the shorter model
     origins: tuple[int, ...]  # for each layer of the shorter model, its index in the whole one
-    sources: tuple[int, ...]  # for each layer of the whole model, the equal layer of the shorter one
+    sources: tuple[int, ...]  # for each layer of the whole model, the index of its pattern in the shorter one
 
 
 def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerpt | None:
@@ -60,7 +60,7 @@ Layers = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
-    """Raised where layers have subgraphs, read nodes that lie between layers, or hand on other than one value."""
+    """Raised where layers have subgraphs, read nodes that lie between layers, or do not hand on exactly one value."""
 
 
 def repeat_layers(
@@ -73,7 +73,7 @@ def repeat_layers(
 ) -> tuple[ir.Model, dict[ir.Node, int | None]]:
     """Return the whole model's graph, node for node as if the whole model were traced, and each node's layer.
 
-    Requires: ``model`` is the excerpt's graph, with the contract's names and shapes; weights have no data.
+    Requires: ``model`` is the excerpt's graph, with the final names of inputs and outputs; weights have no data.
     Result: a new model; the given one does not change. Raises ``NotRepeatable``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Turn a graph with a growing cache into the one with a static cache, so that it need not be traced."""
+"""Make the graph with a static cache from the one with a growing cache, instead of tracing the model again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def static_cache(
     are not filled yet. New rows are written into the buffers instead of joined to them.
 
     Requires: every tensor of ``rows`` is a join of the past and of new rows, and the mask is only read as bool.
-    Result: the contract's static inputs and outputs; the model that was given is not changed.
+    Result: a new model with the given inputs, which returns the written buffers; ``growing`` is not changed.
 
     Args:
         growing: A traced graph of ``decode`` or ``verify``.

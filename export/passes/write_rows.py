@@ -10,11 +10,11 @@ from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 
 
 def write_rows(model: ir.Model, opset: int) -> None:
-    """Replace the placeholder by ``TensorScatter`` or, in older opsets and for one row each, by ``ScatterElements``.
+    """Replace the placeholder by ``TensorScatter`` or, in opsets below 24, by ``ScatterElements``.
 
     The tracer emits a placeholder because its own version conversion rejects nodes that are newer than its opset.
-    Result: no node of the placeholder is left; a model without one is not changed. With ``TensorScatter`` the model's
-    opset is raised to the one that has it.
+    Requires: in opsets below 24, each batch row gets only one new row.
+    Result: no placeholder is left. With ``TensorScatter`` the model's opset is raised to 24, the first that has it.
     """
     for node in list(model.graph):
         if (node.domain, node.op_type) != (DOMAIN, SCATTER_ROW.name):

@@ -6,8 +6,8 @@ divergence between the predictions. Training scales alone, through the whole mod
 EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); its loss is the cross-entropy of text.
 
 A method that looks at one product at a time, such as GPTQ, keeps each product's error small. Here the errors of all
-products compensate each other, which removes what makes a rounded model less certain than its original: on
-SmolLM2, rewritten as in benchmarks/quantization_cost.py, int4 raised perplexity by 4 %, GPTQ on the same text by 11 %.
+products compensate each other, which removes what makes a rounded model less certain than its original: on SmolLM2,
+rewritten as in benchmarks/quantization_cost.py, distilled int4 raised perplexity by 4 %, GPTQ on the same text by 11 %.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class RoundedWeight(nn.Module):
 def round_weights(
     model: nn.Module, checkpoint: Checkpoint, quantization: Quantization, dtype: str
 ) -> dict[str, RoundedWeight]:
-    """Parametrize the layers' weights with rounded ones; return these by the checkpoint's names."""
+    """Parametrize the layers' weights with rounded ones; return these by the weights' names."""
     found = {}
     for name, tensor in quantization.tensors.items():
         if not name.startswith("model.layers."):
@@ -116,7 +116,7 @@ def _joined(parts: list[Rounded]) -> Rounded:
 def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRows, progress: Progress) -> None:
     """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # a text's parts may differ
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # parts of a text may differ
     parameters = [each for weight in weights for each in weight.parameters() if each.requires_grad]
     adam = torch.optim.Adam(parameters, RATE, MOMENTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))

@@ -44,7 +44,7 @@ def equalizing_scales(
     progress: Callable[[str, int, int], None] | None = None,
     text: CalibrationRows | None = None,
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return scales of products' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
+    """Return scales to fold into weights, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
         quantization: Which weights will be rounded. Others stay, except norms and what reads a norm before experts.
@@ -165,6 +165,7 @@ def _of_experts(
 
     The input of ``down_proj`` is divided in the rows of the expert's own up projection, that of ``gate_up_proj`` in the
     norm before the experts. So the router and shared experts, which read the norm's output too, are multiplied as well.
+    Experts that are stored as ``(E, in, out)``, or not quantized, are left out.
     """
     for path, experts in list(layer.named_modules()):
         names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
@@ -194,7 +195,7 @@ def _below_ones(scale: torch.Tensor) -> torch.Tensor:
 def _read_norms(
     layer: nn.Module, run: Run, x: torch.Tensor, experts: str
 ) -> Iterator[tuple[tuple[str, torch.Tensor], list[str]]]:
-    """Yield the weight (name, value) of each norm that experts read, and the names of all modules that read it."""
+    """Yield the weight (name, value) of each norm whose output experts read, and the names of all of its readers."""
     import torch
 
     given: dict[int, str] = {}
@@ -255,7 +256,7 @@ def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.T
 
 def _sizes(squares: torch.Tensor) -> torch.Tensor:
     sizes = squares.sqrt()
-    return sizes.clamp(min=1e-3 * sizes.amax(-1, keepdim=True)).clamp(min=1e-15)  # a column of zeros needs no scale
+    return sizes.clamp(min=1e-3 * sizes.amax(-1, keepdim=True)).clamp(min=1e-15)  # columns of zeros get a finite scale
 
 
 def _scale(layer: nn.Module, fold: Fold, inputs: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """HQQ: half-quadratic quantization, which fits a fractional zero point to every block, without calibration text.
 
 An inverse scale s maps a block's range just onto that of q. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
-small, which outliers disturb less than squares: in turn, errors are shrunk so that only outliers remain, and z becomes
+small, which outliers disturb less than squares: by turns, errors are shrunk so that only outliers remain, and z becomes
 the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
 is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself asks for a GPU or whole
 models of transformers. Only narrow blocks differ: the package gives those whose range is below 1e-4 the scale 1, so
@@ -114,7 +114,7 @@ class Hqq(QuantizationMethod):
         if tensor.offsets:
             packed, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
             yield Rounded(packed, scales, offsets=offsets)
-        else:  # weights of 8 bits, and the embedding, whose operator takes no offsets
+        else:  # 8-bit weights of int4, and the embedding, whose operator takes no offsets
             yield from NEAREST.round(weight, tensor, bits, dtype, positive)
 
 

@@ -30,15 +30,15 @@ class Rounded:
     # bytes (rows, blocks, block_size · bits / 8); 2^(bits-1) is added to each number; of two 4-bit numbers in a byte,
     # the first is in the lower half
     packed: Array
-    scales: Any  # float32 (rows, blocks)
+    scales: Any  # (rows, blocks), float32; of values that are taken over, in the checkpoint's type
     offsets: Any = None  # float32 (rows, blocks); None: the method has none
 
 
 @dataclass
 class LearnedWeights:
-    """What a method learned: quantized values, their scales, and what the manifest records."""
+    """What a method learned (values, scales and offsets), what the manifest records of it, and folded scales."""
 
-    parts: dict[str, Rounded] = field(default_factory=dict)  # all rows of a weight, by the checkpoint's names
+    parts: dict[str, Rounded] = field(default_factory=dict)  # all rows of each learned weight, by its name
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # for the manifest, by the same names
     # scales of inputs that were folded into weights, see lucid_deploy.artifact.quantized_bytes
     folded: dict[str, Array] = field(default_factory=dict)

@@ -36,9 +36,9 @@ class QuantizeOptions:
     Attributes:
         scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the values of a checkpoint that is quantized
             already.
-        format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8`` and ``nvfp4``, else ``matmulnbits``, since
-            onnxruntime is the default runtime.
-        block_size: Elements that share a scale; None: the scheme's default.
+        format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8``, ``nvfp4`` and a checkpoint in fp8, else
+            ``matmulnbits``, since onnxruntime is the default runtime.
+        block_size: Most elements that share a scale; None: 32. Weights of int4 that get 8 bits always have up to 128.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8``, ``nvfp4`` and models with experts, for a
@@ -51,7 +51,8 @@ class QuantizeOptions:
         equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
             ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a tied embedding get 8 bits.
+        frequent_rows: How many first rows of a tied embedding get 8 bits. Not read for int4 in ``matmulnbits`` with
+            neither ``method`` nor ``head_bits``: then the export chooses.
     """
 
     scheme: str

@@ -45,7 +45,7 @@ def plan_quantization(
     """Choose what is quantized, and how; raise ``LucidError`` for options that do not fit the weights.
 
     Args:
-        shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
+        shapes: Shapes of the model's weights by name, without a tied head and what must not be quantized.
         experts: Records of the tensors that are matrices of experts; their block sizes are chosen here.
     """
     form, experts = format_of(options), experts or {}
@@ -117,7 +117,7 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
-    # Rows of an embedding are read by an operator without offsets, and weights of 8 bits need none.
+    # Rows of an embedding are read by an operator without offsets, and an 8-bit weight of int4 needs none.
     offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
     if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
@@ -145,7 +145,7 @@ def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: in
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
-    """Return the largest allowed block size that divides a row of experts' matrices; 0: none, they stay float."""
+    """Return the largest allowed block size that divides a row of experts' matrices; 0 if the experts stay float."""
     if format_of(options) == "qdq":
         return 0
     most = most or options.block_size or DEFAULT_BLOCK[options.scheme]
