@@ -169,6 +169,7 @@ def quantized(
         cache: str = "growing",
         source: str | None = None,
         changes: Any = None,
+        cache_dtype: str = "auto",
         **more: Any,
     ) -> tuple[Path, Artifact]:
         model = json.dumps([source, changes], sort_keys=True)
@@ -180,9 +181,10 @@ def quantized(
         quantize = None if scheme is None else QuantizeOptions(scheme, form, **{"method": "rtn", **more})
 
         def make(folder: Path) -> None:
-            export(source or checkpoint, folder / "artifact", ExportOptions(dtype, cache=cache, quantize=quantize))
+            stored = {"cache": cache, "cache_dtype": cache_dtype}
+            export(source or checkpoint, folder / "artifact", ExportOptions(dtype, quantize=quantize, **stored))
 
-        key = json.dumps([scheme, form, dtype, cache, model, more], sort_keys=True)
+        key = json.dumps([scheme, form, dtype, cache, cache_dtype, model, more], sort_keys=True)
         return checkpoint, open_artifact(made_once(root, key, make) / "artifact")
 
     return get

@@ -82,7 +82,15 @@ class Batcher:
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
         self._chooser = Chooser(session, self.drafts)
-        self.store = PrefixStore(session, prefix_tokens)
+        self._shares_steps, grain = False, 1
+        if session.in_place is not None and session.in_place.shares_steps and drafters is None and rows > 1:
+            session.in_place.prepare_shared()
+            self._shares_steps = True
+            share = PROMPT_TOKENS_PER_ROW * rows // BLOCK
+            if session.cuts_matter and prefill_chunk is not None and share * BLOCK > prefill_chunk:
+                # One run takes a step's whole share of a prompt. What is reused ends where prompts are cut anyway.
+                self.prefill_chunk, grain = share * BLOCK, share
+        self.store = PrefixStore(session, prefix_tokens, grain)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
         # Where a prompt is cut must not depend on the prompts beside it if cuts change results: tokens of one call see
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
@@ -95,10 +103,6 @@ class Batcher:
         self._paused: dict[int, BatchRow] = {}
         self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
         self._pool = make_rows(session, rows)  # caches of the running rows
-        self._shares_steps = False
-        if session.in_place is not None and session.in_place.shares_steps and drafters is None and rows > 1:
-            session.in_place.prepare_shared()
-            self._shares_steps = True
         self._beside: list[int] = []  # tokens of the filling prompt that run in one run with this step's rows
         self._cancelled: dict[int, None] = {}  # in the order of the calls of cancel
         self._next = 0

@@ -75,9 +75,10 @@ class PrefixStore:
     what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
 
     ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as tokens that take as much memory.
+    The beginnings that :meth:`find` returns have a multiple of ``grain`` blocks.
     """
 
-    def __init__(self, session: Session[Any], budget: int) -> None:
+    def __init__(self, session: Session[Any], budget: int, grain: int = 1) -> None:
         if budget < 0:
             raise LucidError(f"The budget of the prefix store must be 0 tokens or more, not {budget}.")
         needed, memory = budget * token_bytes(session.layout), _memory()
@@ -88,7 +89,7 @@ class PrefixStore:
             )
         self.capacity = budget // BLOCK  # in blocks
         self.has_states = any(tensor.sort != "rows" for layer in session.layout for tensor in layer)
-        self._session = session
+        self._session, self._grain = session, grain
         self._tensors: list[CacheTensor] = [tensor for layer in session.layout for tensor in layer]
         self._state_cost = -(-_state_bytes(session.layout) // (token_bytes(session.layout) * BLOCK or 1))  # in blocks
         # The most recently used block comes last, and a block always after those that follow it in a text.
@@ -117,6 +118,7 @@ class PrefixStore:
         blocks = self._known(self._digests(ids[:most], owner, adapter))
         while self.has_states and blocks and blocks[-1].state is None:
             blocks.pop()
+        del blocks[len(blocks) // self._grain * self._grain :]
         for block in blocks:
             block.readers += 1
         self._touch(blocks)

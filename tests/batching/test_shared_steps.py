@@ -23,13 +23,15 @@ from tests.batching.test_batcher import alone, prompt
 
 SIZES = {"head_dim": 64, "intermediate_size": 128, "num_hidden_layers": 3, "lucid_layers": [0]}
 HEADS = {"int8": {}, "int4": {"tie_word_embeddings": True, "attention_bias": True}}
+CASES = [("int8", "auto"), ("int4", "auto"), ("int8", "int8"), ("int8", "float16")]  # weights, cache
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(params=CASES, ids="-".join)
 def session(request: pytest.FixtureRequest, quantized: Callable[..., Any], built_library: Path) -> Session[Any]:
-    more = {"frequent_rows": 40} if request.param == "int4" else {}
-    changes = {**SIZES, **HEADS[request.param]}
-    opened = open_session(quantized(request.param, cache="static", changes=changes, **more)[1])
+    scheme, cache_dtype = request.param
+    more = {"frequent_rows": 40} if scheme == "int4" else {}
+    changes = {**SIZES, **HEADS[scheme]}
+    opened = open_session(quantized(scheme, cache="static", cache_dtype=cache_dtype, changes=changes, **more)[1])
     assert isinstance(opened, StaticSession) and opened.shares_steps
     return opened
 
@@ -73,9 +75,23 @@ def test_answers_are_those_of_lone_generations(session: Any, monkeypatch: pytest
     numbers = [batcher.submit(request) for request in requests]
     tokens, ends = drain(batcher)
     for number, request in zip(numbers, requests, strict=True):
-        assert (tokens.get(number, []), ends[number].reason) == alone(session, request)
+        chunk = 16 if session.cuts_matter else None
+        assert (tokens.get(number, []), ends[number].reason) == alone(session, request, chunk)
     assert batcher.prompt_tokens_computed == sum(len(request.prompt_ids) for request in requests)
-    assert len(shared) > 10 and max(shared) == 24
+    assert len(shared) > 10 and max(shared) == (16 if session.cuts_matter else 24)
+
+
+def test_a_stored_beginning_changes_nothing_in_a_full_batch(session: Any) -> None:
+    """With 11 rows, prompts over a rounded cache are cut at multiples of 64, whether their beginning is stored or not."""
+    chunk, known = (64, 64) if session.cuts_matter else (None, 96)
+    request = Request(prompt(150), 9, stop_at_eos=False)
+    for prefix_tokens, reused in ((0, 0), (500, known)):
+        batcher = Batcher(session, rows=11, prefill_chunk=32, prefix_tokens=prefix_tokens)
+        batcher.submit(Request([*request.prompt_ids[:100], 5, 6], 9))
+        drain(batcher)
+        number = batcher.submit(request)
+        tokens, _ = drain(batcher)
+        assert tokens[number] == alone(session, request, chunk)[0] and batcher.prompt_tokens_reused == reused
 
 
 def test_a_prompt_that_fails_ends_alone(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +126,7 @@ def test_graphs_of_different_models_cannot_be_joined(session: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"head_dim": 40}, {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}])
-def test_nothing_is_shared_where_cuts_matter(
+def test_nothing_is_shared_where_sums_depend_on_other_tokens(
     changes: dict[str, Any], quantized: Callable[..., tuple[Path, Artifact]], built_library: Path
 ) -> None:
     window = {"sliding_window": 9} if "layer_types" in changes else {}

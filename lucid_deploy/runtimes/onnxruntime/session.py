@@ -95,12 +95,15 @@ class OrtSession(ArtifactSession[Any]):
 
     @property
     def cuts_matter(self) -> bool:
-        # The library sums for a token in one order, however many tokens run. Exceptions are rings, which begin at any
-        # token, states, which are computed in chunks, and head widths at which onnxruntime's cosine ends with an
-        # incomplete vector.
+        return self.rounds and not (self._sums_for_each_token and self.cache_dtype == self.dtype)
+
+    @property
+    def _sums_for_each_token(self) -> bool:
+        """Whether a token's sums have one order, however many tokens run in the same call."""
+        # Those of the library's kernels have. Exceptions are rings, which begin at any token, states, which are computed
+        # in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
-        exact = self.dtype == self.cache_dtype == "float32"
-        return self.rounds and not (self._sums_alike and whole and exact)
+        return self._sums_alike and whole and self.dtype == "float32"
 
     @property
     def fallback_hint(self) -> str | None:
@@ -281,7 +284,7 @@ class StaticOrtSession(StaticSession, OrtSession):
 
     @property
     def shares_steps(self) -> bool:
-        return self._sums_alike and not self.cuts_matter  # so a token's numbers do not depend on those beside it
+        return self._sums_for_each_token
 
     def prepare_shared(self) -> None:
         if _SHARED not in self._graphs:
