@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.description import summarize
+from lucid_deploy.model.description import LayerDescription, summarize
 from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check
-from lucid_deploy.parity.gate import Coverage
+from lucid_deploy.parity.gate import Comparison, Coverage
 from lucid_deploy.parity.golden import Golden, add_golden, open_golden
 from lucid_deploy.parity.options import VerifyOptions, prompt_ids, text_ids
 from lucid_deploy.parity.perplexity import TextCost, cost_on_text, session_logits, windows
@@ -25,11 +25,10 @@ from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.targets import DEQUANTIZED, CallCounter, Progress, Targets, explained_scenarios, prepare
-from lucid_deploy.runtimes.layers import Layers
 from lucid_deploy.runtimes.open import runnable_forms
 from lucid_deploy.runtimes.session import Array, Session
 
-__all__ = ["Verification", "VerifyOptions", "find_checkpoint", "verify_against", "verify_artifact"]
+__all__ = ["Verification", "VerifyOptions", "verify_against", "verify_artifact"]
 
 
 def verify_artifact(
@@ -50,17 +49,12 @@ def verify_artifact(
 
 def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | None) -> Verification:
     from lucid_deploy.runtimes import open_session
-    from lucid_deploy.runtimes.layers import open_layers
 
     started = time.monotonic()
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
-    if open_adapter(artifact, options.runtime.adapter) is not None and options.golden is not None:
-        raise LucidError(f"--golden is about the model without an adapter: add --adapter {BASE}.")
-    prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
-    options = replace(options, prompt=prompt, text=text)
-    golden = open_golden(options.golden, source.config, artifact.manifest.layers, artifact)
+    given = _read(options, source, artifact.manifest.layers, artifact)
     facts = _facts(artifact, source, options)
 
     def stopped(*made: Check) -> Verification:
@@ -76,10 +70,13 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     weights = _check_weights(artifact, source, progress)
     if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference uses them too
         return stopped(files, weights)
+    models = ReferenceModels(candidate, source, artifact, progress, given.adapter)
     try:
-        found = verify_against(
-            candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), golden, forms
-        )
+        found, targets = _compare(models, options, given)
+        compared = [_check_form(name, form, options, targets, progress) for name, form in forms.items()]
+        # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
+        if options.explain or found.own_failure is not None or found.not_proven:
+            found = replace(found, explanation=_explain(models, artifact, targets, found.own_failure))
     except CheckFailed as failure:  # the cache has other shapes than the model's, or values overflow the type
         return stopped(files, weights, Check("tensors", FAILED, str(failure)))
     return replace(
@@ -87,8 +84,27 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         facts=facts,
         seconds=time.monotonic() - started,
         artifact_checks=(files, weights),
-        form_checks=(*found.form_checks, *form_checks),
+        form_checks=(*compared, *form_checks),
     )
+
+
+class _Given(NamedTuple):
+    """What a verification's options name, read."""
+
+    prompt: Array | None
+    text: Array | None
+    golden: Golden | None
+    adapter: Adapter | None
+
+
+def _read(
+    options: VerifyOptions, source: Checkpoint, layers: tuple[LayerDescription, ...], artifact: Artifact | None
+) -> _Given:
+    adapter = None if artifact is None else open_adapter(artifact, options.runtime.adapter)
+    if adapter is not None and options.golden is not None:
+        raise LucidError(f"--golden is about the model without an adapter: add --adapter {BASE}.")
+    prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
+    return _Given(prompt, text, open_golden(options.golden, source.config, layers, artifact), adapter)
 
 
 def _other_forms(
@@ -117,30 +133,26 @@ def verify_against(
     options: VerifyOptions | None = None,
     artifact: Artifact | None = None,
     progress: Progress | None = None,
-    layers: Callable[[], Layers] | None = None,
-    golden: Golden | None = None,
-    forms: Mapping[str, Artifact] | None = None,
 ) -> Verification:
-    """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
+    """Compare a session with its checkpoint: without causes, other forms and the checks of an artifact's files.
 
     Args:
-        options: How much to run; ``options.runtime`` is used only for ``forms`` and for the adapter.
+        options: How much to run; of ``options.runtime`` only the adapter is used.
         artifact: The session's artifact, which gives tokenizer, adapters and quantization; None: it has none of these.
-        layers: Opens the candidate's layers, or raises LucidError with the reason; None: no causes are looked for.
-        golden: What another implementation computed; None: the file that the options name, if any.
-        forms: The artifact in other forms of its graphs, by name; they must be within the same gates.
     """
     options = options or VerifyOptions()
-    text = text_ids(options.text, artifact, options.text_tokens)
-    if golden is None:
-        golden = open_golden(options.golden, source.config, candidate.layers, artifact)
-    adapter = None if artifact is None else open_adapter(artifact, options.runtime.adapter)
-    models = ReferenceModels(candidate, source, artifact, progress, adapter)
+    given = _read(options, source, candidate.layers, artifact)
+    return _compare(ReferenceModels(candidate, source, artifact, progress, given.adapter), options, given)[0]
+
+
+def _compare(models: ReferenceModels, options: VerifyOptions, given: _Given) -> tuple[Verification, Targets]:
+    """Derive the targets and run the candidate through them, and through the text if one is given."""
+    candidate, source, progress, golden = models.candidate, models.source, models.progress, given.golden
     targets = prepare(
         models.baseline,
         models.reference,
         seed=options.seed,
-        prompt=prompt_ids(options.prompt, artifact),
+        prompt=given.prompt,
         embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
         rounded=models.rounded,
         workload=options.workload,
@@ -150,28 +162,28 @@ def verify_against(
     if golden is not None:
         targets = add_golden(targets, golden, models.in_precision, progress)
     found = check(candidate, targets, progress=progress)
-    checks = tuple(_check_form(name, form, options, targets, progress) for name, form in (forms or {}).items())
-    found = replace(found, form_checks=checks)
-    if artifact is not None and models.quantized:
-        found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization)
-    if text is not None:
-        found = replace(found, text=_on_text(candidate, models, text, progress))
-    # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
-    if layers is None or not (options.explain or found.own_failure is not None or found.not_proven):
-        return found
-    chosen = explained_scenarios(targets, None if found.own_failure is None else found.own_failure.scenario)
+    if models.artifact is not None and models.quantized:
+        found = replace(found, reference=DEQUANTIZED, quantization=models.artifact.manifest.quantization)
+    if given.text is not None:
+        found = replace(found, text=_on_text(candidate, models, given.text, progress))
+    return found, targets
+
+
+def _explain(models: ReferenceModels, artifact: Artifact, targets: Targets, failure: Comparison | None) -> Explanation:
+    """Look for the layer in which errors start, or say why the candidate's layers cannot be run one by one."""
+    from lucid_deploy.runtimes.layers import open_layers
+
     try:
-        opened = layers()
+        opened = open_layers(models.candidate, artifact)
     except LucidError as error:
-        return replace(found, explanation=Explanation((), unavailable=str(error)))
-    explanation = explain(
-        chosen,
+        return Explanation((), unavailable=str(error))
+    return explain(
+        explained_scenarios(targets, None if failure is None else failure.scenario),
         opened,
         lambda: models.layers(models.baseline),
         lambda: models.layers(models.reference),
-        progress=progress,
+        progress=models.progress,
     )
-    return replace(found, explanation=explanation)
 
 
 def _check_form(
