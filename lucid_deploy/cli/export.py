@@ -191,7 +191,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
 
 def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
     """Measure what quantization costs on the text's held-out rows; note why if that fails. None: not measured."""
-    from lucid_deploy.parity.verification import held_out_cost
+    from lucid_deploy.parity.perplexity import held_out_cost
 
     try:
         return held_out_cost(artifact, calibration, update)

@@ -30,8 +30,8 @@ from lucid_deploy.parity.own_errors import (
     own_gates,
     rerun,
 )
-from lucid_deploy.parity.record import Tick
-from lucid_deploy.parity.targets import CallCounter, Progress, Target
+from lucid_deploy.parity.progress import CallCounter, Progress, Tick
+from lucid_deploy.parity.targets import Target
 from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array

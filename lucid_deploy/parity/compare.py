@@ -10,10 +10,11 @@ import numpy as np
 
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
+from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorRows, Trace, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
 from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches
-from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
+from lucid_deploy.parity.targets import Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Session
 
 

@@ -16,7 +16,8 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
-from lucid_deploy.parity.record import KINDS, TensorId, Tick, Trace
+from lucid_deploy.parity.progress import Tick
+from lucid_deploy.parity.record import KINDS, TensorId, Trace
 from lucid_deploy.parity.scenarios import PADDING, Scenario
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.session import Array, empty_arrays

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity.metrics import kl_divergence, log_softmax
+from lucid_deploy.parity.progress import CallCounter, Progress, Tick
+from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.runtimes.session import Array, Session
 
 WINDOW = 512  # most tokens of a window, as in llama.cpp; every window of a text starts from an empty cache
@@ -59,7 +63,7 @@ def session_logits(session: Session[Any]) -> Score:
     return score
 
 
-def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> Array:
+def surprisals(score: Score, pieces: list[Array], tick: Tick) -> Array:
     """Return ``−log p`` of every token but each window's first, in nats, float64 ``(tokens,)``."""
     found = [np.zeros(0)]
     for ids in pieces:
@@ -77,7 +81,7 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
     return -log_softmax(logits)[np.arange(len(next_ids)), next_ids]
 
 
-def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
+def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Tick) -> TextCost:
     """Return the perplexities of two models on the windows of a text, and how far their predictions differ."""
     own_surprisals, original_surprisals, divergence, same = [np.zeros(0)], [np.zeros(0)], 0.0, 0
     for ids in pieces:
@@ -106,3 +110,28 @@ def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple
             held = np.concatenate([held, next(first)])
         yield held[: len(theirs)], theirs
         held = held[len(theirs) :]
+
+
+def cost_of(models: ReferenceModels, pieces: list[Array], phase: str) -> TextCost:
+    """Return how much worse the candidate predicts a text than the checkpoint does, which is not quantized."""
+    other = models.layers(models.original if models.quantized else models.reference)
+    meter = CallCounter(models.progress, phase, len(pieces))
+    return cost_on_text(session_logits(models.candidate), other.logits, pieces, meter.tick)
+
+
+def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
+    """Measure what quantization costs on the rows of the calibration text that were held out of learning.
+
+    Returns:
+        The cost compared with the original checkpoint; None if the artifact is not quantized or no rows were held out.
+    """
+    from lucid_deploy.export.calibration import held_out_rows
+    from lucid_deploy.runtimes import open_session
+
+    quantization = artifact.manifest.quantization
+    if quantization is None or not quantization.method.calibration.get("held_out"):
+        return None
+    source = find_checkpoint(artifact, None)
+    rows = held_out_rows(source, calibration, quantization.method.calibration)
+    models = ReferenceModels(open_session(artifact), source, artifact, progress)
+    return cost_of(models, rows, "Measuring the cost on text that was held out")

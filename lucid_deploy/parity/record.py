@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,11 +12,10 @@ from lucid_deploy.cache.layout import CacheTensor, row_content
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.parity.progress import Tick
 from lucid_deploy.parity.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule, equal_lengths
 from lucid_deploy.runtimes.cache_rows import take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
-
-Tick = Callable[[], None]
 
 KINDS = ("K", "Y", "logits")  # in the order of computation, in which failures are reported too
 ROWS = {"key": 0, "value": 1}  # index into KINDS, by the name of a cached tensor with a row for each token

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.adapters import LinearLayers
 from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
-from lucid_deploy.parity.targets import Progress
+from lucid_deploy.parity.progress import Progress
 from lucid_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ReferenceModels:
     candidate: Session[Any]  # the session under test; sessions opened here get its configuration and context limit
     source: Checkpoint
     artifact: Artifact | None = None  # the candidate's; None, or not quantized: models run on the checkpoint's weights
-    progress: Progress | None = None  # called while weights are loaded
+    progress: Progress | None = None  # called as weights are loaded, and as texts are run
     adapter: Adapter | None = None  # the one that the candidate runs with, as PEFT saved it
 
     @property
@@ -119,13 +120,10 @@ class ReferenceModels:
 
         from lucid_deploy.model.checkpoint import load_model
 
-        def loading(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(f"Loading the weights in {dtype}", done, total)
-
         if self.artifact is not None and self.quantized:
             model = _quantized_model(self.artifact, self.candidate, dtype)
         else:
+            loading = self.progress and partial(self.progress, f"Loading the weights in {dtype}")
             model = load_model(self.source, getattr(torch, dtype), progress=loading)
         return self._session(model.store_cache_as(cache_dtype), is_folded=self.quantized)
 

@@ -45,7 +45,8 @@ from lucid_deploy.parity.gate import (
     widest,
 )
 from lucid_deploy.parity.metrics import zero_errors
-from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Tick, Trace, has_states
+from lucid_deploy.parity.progress import Tick
+from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Trace, has_states
 from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,16 @@ from lucid_deploy.artifact import Artifact, check_hashes
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.companions import copy_tokenizer
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
+from lucid_deploy.parity.progress import Progress
 from lucid_deploy.parity.results import FAILED, PASSED, Check
-from lucid_deploy.parity.targets import Progress
 
 _WRITTEN_BY = "transformers_version"  # says who wrote a file, and changes nothing
 
 
 def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None = None) -> tuple[Check, bool]:
     """Check every file; return the result, and whether all have the sizes and hashes of the manifest."""
-
-    def counted(done: int, total: int) -> None:
-        if progress is not None:
-            progress("Files: sha256", done, total)
-
     try:
-        check_hashes(artifact, counted)
+        check_hashes(artifact, progress and partial(progress, "Files: sha256"))
     except CheckFailed as failure:
         return Check("files", FAILED, str(failure)), False
     found = f"sha256 and size of {len(artifact.manifest.files)} files"

@@ -38,6 +38,8 @@ from lucid_deploy.artifact.quantized_bytes import (
     unpack,
 )
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.parity.progress import CallCounter, Progress, Tick
+from lucid_deploy.parity.results import FAILED, PASSED, Check
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.external_data import StoredWeight
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.parity.targets import CallCounter
 
 # Share of a step: float32 arithmetic in the quantizer may round a value half way between two steps to either.
 _SLACK = 1e-3
@@ -65,7 +66,29 @@ def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
     return [name for name in checkpoint.stored_shapes() if record is None or not record.pieces(name)]
 
 
-def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter | None = None) -> str:
+def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress | None = None) -> Check:
+    """Compare every weight with the checkpoint's, and what the graphs of all forms read."""
+    meter = CallCounter(progress, "Weights: every element", len(checkpoint.stored_shapes()))
+    try:
+        found = compare_weights(artifact, checkpoint, meter.tick)
+        _check_shared(artifact)
+    except CheckFailed as failure:
+        return Check("weights", FAILED, str(failure))
+    return Check("weights", PASSED, found)
+
+
+def _check_shared(artifact: Artifact) -> None:
+    """Check that the graphs of all forms (growing, static, inlined) read the same weights."""
+    for manifest in artifact.manifest.each_form():
+        form = artifact.form(manifest.cache, manifest.inline)
+        for stage in set(manifest.graphs) & set(artifact.manifest.graphs):
+            if set(form.weights(stage)) != set(artifact.weights(stage)):
+                raise CheckFailed(
+                    f"{form.graph_path(stage)} reads other weights than {artifact.graph_path(stage)}. Export it again."
+                )
+
+
+def compare_weights(artifact: Artifact, checkpoint: Checkpoint, tick: Tick = lambda: None) -> str:
     """Raise CheckFailed if an artifact's weights are not the checkpoint's; return what was found as a sentence.
 
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
@@ -74,7 +97,6 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     the distance from the original is checked, against the recorded one. An already quantized checkpoint must be copied
     exactly. Scales that equalization has put into weights are applied to the original, and must cancel.
     """
-    tick = (lambda: None) if meter is None else meter.tick
     record = artifact.manifest.quantization
     if record is None:
         count = check_plain_weights(artifact, checkpoint, tick=tick)
@@ -111,7 +133,7 @@ def _quantized_words(record: Quantization, folded: bool) -> str:
 
 
 def check_plain_weights(
-    artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Callable[[], None] = lambda: None
+    artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Tick = lambda: None
 ) -> int:
     """Raise CheckFailed unless all weights that are not quantized are the checkpoint's, rounded; return their number.
 

@@ -13,6 +13,7 @@ from lucid_deploy.model.synthetic_tokens import CORRELATED
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
 from lucid_deploy.parity.options import FULL, Workload
+from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
 from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
 from lucid_deploy.parity.scenarios import (
@@ -27,26 +28,11 @@ from lucid_deploy.parity.scenarios import (
 from lucid_deploy.runtimes.session import Array, Session
 
 Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed
-Progress = Callable[[str, int, int], None]  # called with the phase, calls done, and calls in all
 
 
 def opened(source: Source) -> Session[Any]:
     """Return the session, opened if need be."""
     return source() if callable(source) else source
-
-
-class CallCounter:
-    """Reports the calls of one phase to a progress bar, from 0 before the first one."""
-
-    def __init__(self, progress: Progress | None, phase: str, total: int) -> None:
-        self._progress, self._phase, self._total, self._done = progress, phase, total, -1
-        self.tick()
-
-    def tick(self) -> None:
-        """Count one more call as done."""
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._phase, self._done, self._total)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lucid_deploy.artifact import Artifact
@@ -19,12 +18,13 @@ from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Comparison, Coverage
 from lucid_deploy.parity.golden import Golden, add_golden, open_golden
 from lucid_deploy.parity.options import VerifyOptions, prompt_ids, text_ids
-from lucid_deploy.parity.perplexity import TextCost, cost_on_text, session_logits, windows
+from lucid_deploy.parity.perplexity import cost_of, windows
+from lucid_deploy.parity.progress import Progress
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not_done
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
-from lucid_deploy.parity.targets import DEQUANTIZED, CallCounter, Progress, Targets, explained_scenarios, prepare
+from lucid_deploy.parity.targets import DEQUANTIZED, Targets, explained_scenarios, prepare
 from lucid_deploy.runtimes.open import runnable_forms
 from lucid_deploy.runtimes.session import Array, Session
 
@@ -67,7 +67,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     candidate = open_session(artifact, options.runtime)
     forms, form_checks = _other_forms(artifact, options, candidate.capabilities.runs_graphs)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
-    weights = _check_weights(artifact, source, progress)
+    weights = check_weights(artifact, source, progress)
     if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference uses them too
         return stopped(files, weights)
     models = ReferenceModels(candidate, source, artifact, progress, given.adapter)
@@ -165,7 +165,8 @@ def _compare(models: ReferenceModels, options: VerifyOptions, given: _Given) -> 
     if models.artifact is not None and models.quantized:
         found = replace(found, reference=DEQUANTIZED, quantization=models.artifact.manifest.quantization)
     if given.text is not None:
-        found = replace(found, text=_on_text(candidate, models, given.text, progress))
+        pieces = windows(given.text, candidate.config.max_position_embeddings)
+        found = replace(found, text=cost_of(models, pieces, "Perplexity of the text"))
     return found, targets
 
 
@@ -197,55 +198,6 @@ def _check_form(
     if found.first_failure is None:
         return Check(f"{name} graphs", PASSED, f"{total:,} comparisons within the same gates")
     return Check(f"{name} graphs", FAILED, f"The {name} graphs failed: {found.verdict()}")
-
-
-def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> TextCost:
-    other = models.layers(models.original if models.quantized else models.reference)
-    pieces = windows(text, candidate.config.max_position_embeddings)
-    meter = CallCounter(progress, "Perplexity of the text", len(pieces))
-    return cost_on_text(session_logits(candidate), other.logits, pieces, meter.tick)
-
-
-def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
-    """Measure what quantization costs on the rows of the calibration text that were held out of learning.
-
-    Returns:
-        The cost compared with the original checkpoint; None if the artifact is not quantized or no rows were held out.
-    """
-    from lucid_deploy.export.calibration import held_out_rows
-    from lucid_deploy.runtimes import open_session
-
-    quantization = artifact.manifest.quantization
-    if quantization is None or not quantization.method.calibration.get("held_out"):
-        return None
-    source = find_checkpoint(artifact, None)
-    rows = held_out_rows(source, calibration, quantization.method.calibration)
-    session = open_session(artifact)
-    models = ReferenceModels(session, source, artifact)
-    original = models.layers(models.original)
-    meter = CallCounter(progress, "Measuring the cost on text that was held out", len(rows))
-    return cost_on_text(session_logits(session), original.logits, rows, meter.tick)
-
-
-def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | None) -> Check:
-    meter = CallCounter(progress, "Weights: every element", len(source.stored_shapes()))
-    try:
-        passed = Check("weights", PASSED, check_weights(artifact, source, meter))
-        _check_shared(artifact)
-        return passed
-    except CheckFailed as failure:
-        return Check("weights", FAILED, str(failure))
-
-
-def _check_shared(artifact: Artifact) -> None:
-    """Check that the graphs of all forms (growing, static, inlined) read the same weights."""
-    for manifest in artifact.manifest.each_form():
-        form = artifact.form(manifest.cache, manifest.inline)
-        for stage in set(manifest.graphs) & set(artifact.manifest.graphs):
-            if set(form.weights(stage)) != set(artifact.weights(stage)):
-                raise CheckFailed(
-                    f"{form.graph_path(stage)} reads other weights than {artifact.graph_path(stage)}. Export it again."
-                )
 
 
 def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> dict[str, Any]:

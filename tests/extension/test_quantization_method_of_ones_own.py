@@ -15,7 +15,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import find_method, method_names
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.stored_weights import compare_weights
 from tests.conftest import MakeCheckpoint
 
 
@@ -38,7 +38,7 @@ def test_it_is_found_and_its_numbers_are_in_the_artifact(make_checkpoint: MakeCh
     artifact = open_artifact(tmp_path / "artifact")
     record = artifact.manifest.quantization
     assert record is not None and (record.method.name, record.tool) == ("clipped", "somebody 1.0")
-    check_weights(artifact, Checkpoint(checkpoint))
+    compare_weights(artifact, Checkpoint(checkpoint))
 
 
 def test_other_names_are_refused_with_those_that_there_are() -> None:

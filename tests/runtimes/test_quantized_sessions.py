@@ -17,7 +17,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.verify import command as verify_command
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.stored_weights import compare_weights
 from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import open_session
 
@@ -99,4 +99,4 @@ def test_a_corrupted_scale_fails_verification(quantized: Made, tmp_path: Path) -
 def test_weights_of_another_checkpoint_are_found(quantized: Made, make_checkpoint: Any) -> None:
     _, artifact = quantized("int4")
     with pytest.raises(CheckFailed, match="not the checkpoint's weight"):
-        check_weights(artifact, Checkpoint(make_checkpoint("other", seed=1)))
+        compare_weights(artifact, Checkpoint(make_checkpoint("other", seed=1)))

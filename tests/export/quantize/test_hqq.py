@@ -21,7 +21,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.gate import FACTOR
-from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.stored_weights import compare_weights
 
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 TENSOR = QuantizedTensor((24, 128), 32, offsets=True)
@@ -150,7 +150,7 @@ def test_an_artifact_of_such_numbers(quantized: Callable[..., tuple[Path, Artifa
             return value
 
     with pytest.raises(CheckFailed, match=r"layers\.0\.mlp\.up_proj\.weight is not .* row 3, column 5 is off by"):
-        check_weights(artifact, Changed(checkpoint))
+        compare_weights(artifact, Changed(checkpoint))
 
 
 def test_rows_that_no_block_divides() -> None:

@@ -27,8 +27,8 @@ from lucid_deploy.export.quantize.method import Rounded
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint, load_model, resolve
-from lucid_deploy.parity.stored_weights import check_weights
-from lucid_deploy.parity.verification import held_out_cost
+from lucid_deploy.parity.perplexity import held_out_cost
+from lucid_deploy.parity.stored_weights import compare_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid
@@ -135,7 +135,7 @@ def test_the_cost_is_measured_on_rows_that_were_held_out(source: Path, learned: 
 
 def test_the_check_finds_another_checkpoint_and_other_records(source: Path, learned: Artifact, tmp_path: Path) -> None:
     original = Checkpoint(source / "checkpoint")
-    check_weights(learned, original)
+    compare_weights(learned, original)
     name = "model.layers.1.mlp.up_proj.weight"
 
     class Changed(Checkpoint):
@@ -149,12 +149,12 @@ def test_the_check_finds_another_checkpoint_and_other_records(source: Path, lear
     added = [0.0]
     for added[0] in (0.02, 5.0):
         with pytest.raises(CheckFailed, match=f"{name} is not .*of the original's norm away"):
-            check_weights(learned, Changed(source / "checkpoint"))
+            compare_weights(learned, Changed(source / "checkpoint"))
     record = learned.manifest.quantization
     tensors = {**record.method.tensors, name: LearnedTensor(0.2)}
     changed = replace(record, method=replace(record.method, tensors=tensors))
     with pytest.raises(CheckFailed, match=r"and 0\.2 is recorded"):
-        check_weights(Artifact(learned.directory, replace(learned.manifest, quantization=changed)), original)
+        compare_weights(Artifact(learned.directory, replace(learned.manifest, quantization=changed)), original)
 
 
 def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:

@@ -19,7 +19,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.stored_weights import compare_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 
 Made = Callable[..., tuple[Path, Artifact]]
@@ -89,7 +89,7 @@ def test_stored_bytes_are_within_half_a_step(scheme: str, form: str, dtype: str,
         clipped = (numbers == top) & (not record.has_positive_scales(name))
         assert (error <= np.where(clipped, 1.0, 0.5) + slack).all()
         assert error.max() > 0.4, "the rounding of a whole matrix uses its range"
-    check_weights(artifact, source)
+    compare_weights(artifact, source)
 
 
 def test_both_graphs_read_one_file(quantized: Made) -> None:

@@ -20,7 +20,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.adapters import change_adapters
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.stored_weights import compare_weights
 from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
 from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT8, PRECONDITION
 from lucid_deploy.runtimes.tensorrt import build
@@ -284,7 +284,7 @@ def test_both_engines_are_built(quantized: Made, make_checkpoint: Any, plugin: P
     weights["lm_head.weight"][-3:] = 0
     save_file(weights, checkpoint / "model.safetensors")
     _, made = quantized("int8", "qdq", source=str(checkpoint))
-    check_weights(made, Checkpoint(checkpoint))
+    compare_weights(made, Checkpoint(checkpoint))
     artifact = open_artifact(shutil.copytree(made.directory, checkpoint.parent / "artifact"))
     report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6",), **SMALL))
     assert set(report.manifest.engines) == {"prefill", "decode"}
