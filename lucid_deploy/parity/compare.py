@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +16,13 @@ from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
 from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorRows, Trace, record_together
-from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
+from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification
 from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches
 from lucid_deploy.parity.targets import Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Session
+from lucid_deploy.version import __version__
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
 
 
 def check(candidate: Source, targets: Targets, *, progress: Progress | None = None) -> Verification:
@@ -50,7 +57,7 @@ def check(candidate: Source, targets: Targets, *, progress: Progress | None = No
         fallback_hint=session.fallback_hint,
         rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
         rounded_inputs=session.rounded_inputs,
-        environment=environment(session.capabilities.packages),
+        environment=_environment(session.capabilities.packages),
     )
 
 
@@ -142,3 +149,13 @@ def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, F
     rows = TensorRows(wanted.values[:, :count], wanted.start)
     comparison = compare_rows(actual, rows, tensor, target.gates[tensor], scenario.name, FREE_RUNNING)
     return comparison, FreeRun(scenario.name, len(scenario.forced), count - 1)
+
+
+def _environment(packages: Sequence[str]) -> dict[str, Any]:
+    """Return machine and versions; ``packages`` are import names, whose versions are read without importing them."""
+    versions = {"lucid-deploy": __version__, "python": platform.python_version()}
+    installed = _distributions()
+    for package in ("numpy", "torch", *packages):
+        versions.update({name: importlib.metadata.version(name) for name in installed.get(package, ())})
+    machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+    return {"versions": versions, "machine": machine}

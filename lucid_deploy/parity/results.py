@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
-import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.errors import CheckFailed, NotProvenError
@@ -20,13 +19,15 @@ from lucid_deploy.parity.perplexity import TextCost
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.scenarios import SCHEDULES
 from lucid_deploy.parity.targets import OWN_MODEL, Reference
-from lucid_deploy.version import __version__
 
 PASSED, FAILED, REPORTED, NOT_DONE = "passed", "failed", "reported", "not done"
 FREE_RUNNING = "free-running"  # name of the schedule of free generation; its logits are taken from the forced run
 ARTIFACT_CHECKS = ("files", "weights")  # made before the comparison, if there is an artifact
-_distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
 FACTS = ("artifact", "checkpoint", "device", "provider", "kernels")  # the facts that the JSON has
+# What a user would accept of an artifact that "computes what PyTorch computes". Beyond that, passing proves too little.
+ACCEPTED_ERROR = 0.1  # the median of the logits' gates, a relative error
+ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
+ACCEPTED_OTHER = 0.05  # share of other most likely tokens; twice that if inputs of products are rounded
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,14 @@ class Verification:
     def failure(self) -> str:
         """What failed first, or what was not proven, in one line; empty if the verification passed."""
         if self.comparisons and not self.passed:
-            name = self.facts.get("artifact", self.label)
-            outcome = "failed" if self.failed else "is not proven"
-            return f"{name} {outcome}: {self.verdict()} {self.cause()}".rstrip()
+            outcome = f"{self.facts.get('artifact', self.label)} {'failed' if self.failed else 'is not proven'}"
+            return f"{outcome}: {self.verdict()} {self.cause()}".rstrip()
         return self.failed_artifact_check
 
     @property
     def failed_artifact_check(self) -> str:
         """What the first failed check of the artifact or of its other forms found; empty if none failed."""
-        checks = (*self.artifact_checks, *self.form_checks)
-        return next((check.detail for check in checks if check.outcome == FAILED), "")
+        return next((each.detail for each in (*self.artifact_checks, *self.form_checks) if each.outcome == FAILED), "")
 
     def raise_if_failed(self) -> Verification:
         """Return this verification if it passed; raise CheckFailed, or NotProvenError if too little is proven."""
@@ -165,8 +164,35 @@ class Verification:
 
     @functools.cached_property
     def not_proven(self) -> tuple[str, ...]:
-        """Reasons why gates that held prove too little, each the start of a sentence; empty if they prove enough."""
-        return tuple(words.not_proven(self))
+        """Reasons why gates that held prove too little, each the start of a sentence; empty if they prove enough.
+
+        Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. Then it is
+        proof enough that each layer by itself passes on the reference's inputs.
+        """
+        proven = self.rounded_inputs and self.explanation is not None and self.explanation.every_layer_passed
+        reasons = [] if proven else list(self.doubts())
+        items = [item.logits for item in self.against() if item.logits is not None]
+        positions, other = sum(item.positions for item in items), sum(item.positions - item.agreed for item in items)
+        if other > ACCEPTED_OTHER * positions * (2 if self.rounded_inputs else 1):
+            reasons.append(f"{other} of {positions} most likely tokens are not those of PyTorch in float64")
+        return tuple(reasons)
+
+    def doubts(self) -> Iterator[str]:
+        """Yield why comparisons over whole sequences prove too little to a user, each as the start of a sentence."""
+        if self.unproven:
+            yield f"PyTorch itself loses {words.lost(self)}"
+        if self.rounded_inputs or not self.rounded_cache:
+            yield from self.wide_logits()
+        if not self.unproven and self.coverage.unjudged > ACCEPTED_UNJUDGED * self.coverage.total:
+            yield f"{self.coverage.unjudged} of {self.coverage.total} comparisons could not be judged"
+
+    def wide_logits(self) -> list[str]:
+        """Say how wide the logits' gates are if their median is too wide; empty otherwise.
+
+        Gates that judge nothing are left out, and equal gates count once, since sequences share them.
+        """
+        gate = np.median([*{c.gate.limit for c in self.against() if c.logits is not None and c.judged}] or [0.0])
+        return [f"an error of {gate:.0%} of the logits would have passed"] if gate > ACCEPTED_ERROR else []
 
     @property
     def coverage(self) -> Coverage:
@@ -372,13 +398,3 @@ def _curve(item: Comparison) -> dict[str, Any]:
     """Return the error of every position of one comparison."""
     where = {"tensor": str(item.tensor), "scenario": item.scenario, "schedule": item.schedule}
     return {**where, "start": item.start, "errors": item.errors.tolist()}
-
-
-def environment(packages: Sequence[str]) -> dict[str, Any]:
-    """Return machine and versions; ``packages`` are import names, whose versions are read without importing them."""
-    versions = {"lucid-deploy": __version__, "python": platform.python_version()}
-    installed = _distributions()
-    for package in ("numpy", "torch", *packages):
-        versions.update({name: importlib.metadata.version(name) for name in installed.get(package, ())})
-    machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
-    return {"versions": versions, "machine": machine}

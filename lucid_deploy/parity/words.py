@@ -6,19 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lucid_deploy.parity.gate import FACTOR, Comparison
 from lucid_deploy.parity.perplexity import TextCost
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
 
-# What a user would accept of an artifact that "computes what PyTorch computes". Beyond that, passing proves too little.
-ACCEPTED_ERROR = 0.1  # the median of the logits' gates, a relative error
-ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
-# Share of positions with another most likely token than the reference's; twice that if inputs of products are rounded.
-ACCEPTED_OTHER = 0.05
 MEANINGS = {
     "K": "the keys that a layer caches",
     "Y": "its preconditioned values, which solve L Y = V and are cached in place of V",
@@ -51,44 +44,10 @@ def _failure(found: Verification) -> str:
     )
 
 
-def not_proven(found: Verification) -> list[str]:
-    """Return the reasons why passing would prove too little to a user, each as the start of a sentence.
-
-    Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. Then it is proof
-    enough that each layer by itself passes on the reference's inputs.
-    """
-    proven = found.rounded_inputs and found.explanation is not None and found.explanation.every_layer_passed
-    reasons = [] if proven else list(_doubts(found))
-    items = [item.logits for item in found.against() if item.logits is not None]
-    positions, other = sum(item.positions for item in items), sum(item.positions - item.agreed for item in items)
-    if other > ACCEPTED_OTHER * positions * (2 if found.rounded_inputs else 1):
-        reasons.append(f"{other} of {positions} most likely tokens are not those of PyTorch in float64")
-    return reasons
-
-
-def _doubts(found: Verification) -> Iterator[str]:
-    """Yield why comparisons over whole sequences prove too little to a user, each as the start of a sentence."""
-    if found.unproven:
-        yield f"PyTorch itself loses {lost(found)}"
-    if found.rounded_inputs or not found.rounded_cache:
-        yield from _wide_logits(found)
-    if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED * found.coverage.total:
-        yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
-
-
 def lost(found: Verification) -> str:
     """Name the tensors in ``found.unproven``; of more than four, the first three and how many more there are."""
     names = list(map(str, found.unproven))
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more tensors"
-
-
-def _wide_logits(found: Verification) -> list[str]:
-    """Say how wide the logits' gates are if their median is too wide; empty otherwise.
-
-    Gates that judge nothing are left out, and equal gates count once, since sequences share them.
-    """
-    gate = np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0])
-    return [f"an error of {gate:.0%} of the logits would have passed"] if gate > ACCEPTED_ERROR else []
 
 
 def _remedies(found: Verification) -> dict[str, str]:
@@ -134,7 +93,7 @@ def _success(found: Verification) -> str:
 def _about_rounding(found: Verification) -> str:
     """Say how wide a rounded cache or rounded inputs made the gates, and which export options make them narrow."""
     remedies, after = _remedies(found), "After"
-    doubts = list(_doubts(found)) if found.rounded_inputs else _wide_logits(found) if found.rounded_cache else []
+    doubts = list(found.doubts()) if found.rounded_inputs else found.wide_logits() if found.rounded_cache else []
     if not doubts:
         return ""
     if found.rounded_inputs:
