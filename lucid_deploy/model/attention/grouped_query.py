@@ -61,11 +61,11 @@ class GroupedQueryAttention(Mixer):
         """
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
-        k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)
+        k_past, y_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
-        o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
+        o, y, values = self.attend(q, k, v, keys, k_past, y_past, step)
         present: LayerCache = (keys, values)
-        stored = zip(past, self.codec.encode(k, v), strict=True)
+        stored = zip(past, self.codec.encode(k, y), strict=True)
         if step.cache_length is not None:  # drafts: attention read the whole buffers, whose unused rows are masked
             present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
         elif not self.codec.exact:
@@ -90,9 +90,9 @@ class GroupedQueryAttention(Mixer):
 
     @abstractmethod
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, y_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend over the past and the new tokens.
+        """Attend over the past and the new tokens. Without a solve, Y is V.
 
         Args:
             q: Queries ``(B, H, N, D)``.
@@ -100,12 +100,11 @@ class GroupedQueryAttention(Mixer):
             v: New values ``(B, KV, N, D)``.
             keys: Past and new keys ``(B, KV, T, D)``.
             k_past: Cached keys ``(B, KV, P, D)``.
-            v_past: Cached values ``(B, KV, P, D)``.
+            y_past: Cached Y ``(B, KV, P, D)``.
             step: The mask and the other arguments of this call.
 
         Returns:
-            The output ``(B, H, N, D)``; the new values as they are cached ``(B, KV, N, D)``; all values
-            ``(B, KV, T, D)``.
+            The output ``(B, H, N, D)``; the new tokens' Y ``(B, KV, N, D)``; the Y of all tokens ``(B, KV, T, D)``.
         """
 
     @abstractmethod
@@ -136,5 +135,4 @@ class GroupedQueryAttention(Mixer):
         return self.codec.decode(stored, dtype)
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
-        k, v = decoded
-        return self.codec.encode(k, v)
+        return self.codec.encode(*decoded)  # K and Y

@@ -31,14 +31,14 @@ class LucidAttention(GroupedQueryAttention):
         self.decode_options = config.rms_norm_eps, "reference" if implementation == "reference" else "fused", training
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, y_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
         mask = step.mask
         if step.decode:
-            o, y = decode_attention(q, k, v, k_past, v_past, mask, *self.decode_options)
-            return o, y, torch.cat([v_past, y], dim=2)
-        y = precondition(k, v, k_past, v_past, mask, *self.solve_options)
-        values = torch.cat([v_past, y], dim=2)  # (B, KV, T, D)
+            o, y = decode_attention(q, k, v, k_past, y_past, mask, *self.decode_options)
+            return o, y, torch.cat([y_past, y], dim=2)
+        y = precondition(k, v, k_past, y_past, mask, *self.solve_options)
+        values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
         return causal_attention(q, keys, values, mask), y, values
 
     def attend_static(
