@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,13 +34,11 @@ from lucid_deploy.version import __version__
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
     from lucid_deploy.export.adapters import AdapterPlan
-    from lucid_deploy.export.quantize.method import LearnedWeights
+    from lucid_deploy.export.quantize.method import LearnedWeights, Progress
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.description import LayerDescription
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 ROW = 512  # tokens of a row at most; the last one may be shorter
 SEED = 0  # draws the held-out rows, those to learn from if there are more than wanted, and distillation's order
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: one in 8, at most 4
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

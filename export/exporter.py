@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.quantization import STORED, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.artifact_files import ArtifactContents, Progress, write_artifact
+from lucid_deploy.export.artifact_files import ArtifactContents, write_artifact
 from lucid_deploy.export.companions import check_links, check_tokenizer
 from lucid_deploy.export.options import ExportOptions, check_assumed, check_output, check_request, check_target
+from lucid_deploy.export.quantize.method import Progress
 from lucid_deploy.files import atomic_folders
 
 if TYPE_CHECKING:

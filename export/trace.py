@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.adapter_slots import Slots
 
-Layers: TypeAlias = tuple[LayerDescription, ...]
+Descriptions: TypeAlias = tuple[LayerDescription, ...]
 _Infos: TypeAlias = tuple[TensorInfo, ...]
 _PREFIX = "model."  # of weights' names in a trace: the attribute of Stage that holds the model
 
@@ -41,7 +41,7 @@ class Traced:
 
 
 def graph_inputs(
-    layers: Layers, stage: str, cache: str = "growing", with_adapters: bool = False
+    layers: Descriptions, stage: str, cache: str = "growing", with_adapters: bool = False
 ) -> tuple[TensorInfo, ...]:
     """Return names, types and axes of a stage's inputs; a static cache changes those of all stages but prefill."""
     new: int | str = 1 if stage == "decode" else "sequence"
@@ -58,7 +58,7 @@ def graph_inputs(
 
 
 def graph_outputs(
-    layers: Layers, vocab_size: int, stage: str, logits: str, cache: str = "growing"
+    layers: Descriptions, vocab_size: int, stage: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
     """Return names, types and axes of a stage's outputs."""
     new: int | str = 1 if stage == "decode" else "sequence"
@@ -69,7 +69,7 @@ def graph_outputs(
     )
 
 
-def _cache_infos(layers: Layers, prefix: str, tokens: str, ring: str) -> list[TensorInfo]:
+def _cache_infos(layers: Descriptions, prefix: str, tokens: str, ring: str) -> list[TensorInfo]:
     """Return the cache's tensors, layer by layer; ``ring`` is put in front of the names of rings' axes."""
     return [
         TensorInfo(f"{prefix}.{index}.{tensor.name}", tensor.dtype, tensor.axes(tokens, ring))
@@ -82,7 +82,7 @@ def _is_static(stage: str, cache: str) -> bool:
     return stage != "prefill" and cache == "static"
 
 
-def derive_static(growing: Traced, layers: Layers, stage: str, opset: int) -> Traced | None:
+def derive_static(growing: Traced, layers: Descriptions, stage: str, opset: int) -> Traced | None:
     """Return the graph of a stage with a static cache, made from its graph with a growing one.
 
     Return None if the stage must be traced: standard attention decodes over the buffers themselves, which the growing
@@ -123,7 +123,7 @@ def trace(
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
 
-    def contract(layers: Layers) -> tuple[_Infos, _Infos]:
+    def contract(layers: Descriptions) -> tuple[_Infos, _Infos]:
         outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
         return graph_inputs(layers, stage, cache, slots is not None), outputs
 

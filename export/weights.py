@@ -160,10 +160,10 @@ def _weight_bytes(
 
 
 def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Any]:
-    from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
+    from lucid_deploy.export.quantize.floats import parts_taken_over, rounded_parts
 
     if quantization.method.name == STORED:
-        return stored_parts(checkpoint.packed_weight(tensor.name), tensor.name, quantization)
+        return parts_taken_over(checkpoint.packed_weight(tensor.name), tensor.name, quantization)
     whole = checkpoint.tensor(tensor.name)
     _check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."), checkpoint.directory)
     return rounded_parts(whole, quantization)

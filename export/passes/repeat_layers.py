@@ -56,7 +56,7 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
 
 _LAYER = re.compile(r"(past_key_values\.|present\.|model\.layers\.)(\d+)(\..*)")
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-Layers = Mapping[ir.Node, int | None]
+LayerOfNode = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
@@ -65,7 +65,7 @@ class NotRepeatable(Exception):
 
 def repeat_layers(
     model: ir.Model,
-    layers: Layers,
+    layers: LayerOfNode,
     origins: Sequence[int],
     sources: Sequence[int],
     inputs: Iterable[str],
@@ -126,7 +126,7 @@ class _Parts:
     streams: list[ir.Value]
 
 
-def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
+def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
     found: list[list[ir.Node]] = [[] for _ in range(count)]
     before: list[ir.Node] = []
     behind: list[ir.Node] = []
@@ -153,7 +153,7 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
     return _Parts(before, found, behind, [handed[0] for handed in (*streams, last)])
 
 
-def _handed_on(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> Iterator[ir.Value]:
+def _handed_on(nodes: list[ir.Node], layers: LayerOfNode, layer: int, count: int) -> Iterator[ir.Value]:
     """Yield a layer's values that, outside it, only the next layer reads (or, for the last, the nodes after it)."""
     following = layer + 1 if layer + 1 < count else None
     for value in (value for node in nodes for value in node.outputs):

@@ -84,7 +84,7 @@ def rounded_parts(weight: torch.Tensor, quantization: Quantization) -> Parts:
     return {PACKED: _stored(pack_nibbles(codes), quantization), SCALES: _bytes(scales.T), WHOLE_SCALE: _bytes(whole)}
 
 
-def stored_parts(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
+def parts_taken_over(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
     """Take over a weight of a checkpoint in fp8; return the bytes of its codes and scales by part.
 
     TensorRT takes positive scales only. A block whose scale is zero is zero, and is stored as zeros with the scale 1.

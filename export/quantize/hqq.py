@@ -15,11 +15,10 @@ the graphs have an equivalent form: symmetric q, and a second product, of the su
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.quantization import QuantizedTensor
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
 from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
 from lucid_deploy.export.quantize.nearest import pack_numbers
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
 _ELEMENTS = 1 << 20  # elements of a matrix that are processed at once
 _FLAT_STEP = 2.0**-11  # least scale of a block of one value, as a share of that value
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def hqq_matrix(

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lucid_deploy.artifact.quantization import LearnedTensor, Quantization, QuantizedTensor
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.plug import Registry
 from lucid_deploy.version import __version__
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[str, int, int], None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lucid_deploy.artifact.quantization import (
     short_name,
 )
 from lucid_deploy.artifact.quantized_bytes import pack_nibbles
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
 from lucid_deploy.export.quantize.plan import EMBEDDING
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.layouts import PackedLayout
     from lucid_deploy.model.packed.weight import PackedWeight
 
-Array = np.ndarray[Any, np.dtype[Any]]
 _ADVICE = "Take the checkpoint that it was made from, and quantize that."
 
 
@@ -114,7 +114,7 @@ def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWei
 def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
     where = _check_weight(source, name, weight)
     rows, width = weight.codes.shape
-    if (weight.scales < 0).any():  # scales of zero become 1, see stored_parts
+    if (weight.scales < 0).any():  # scales of zero become 1, see parts_taken_over
         raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
     if group is not None and width % group:
         raise LucidError(

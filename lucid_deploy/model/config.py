@@ -22,7 +22,7 @@ LARGEST_WINDOW = 2**20  # tokens
 
 # Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
-Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
+LayerCount = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
 Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 _Attention = Annotated[str, Meta(pattern="^(lucid|oglucid|llama)$")]
@@ -89,7 +89,7 @@ class LucidConfig:
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Layers
+    num_hidden_layers: LayerCount
     num_attention_heads: Size
     num_key_value_heads: Size
     head_dim: Size  # width of one head; need not be hidden_size / num_attention_heads

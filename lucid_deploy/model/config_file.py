@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.json_fields import finite
-from lucid_deploy.model.config import Context, Layers, Positive, Size
+from lucid_deploy.model.config import Context, LayerCount, Positive, Size
 
 Whole = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Indices = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(description="a list of layers, counted from 0")]
@@ -24,7 +24,7 @@ class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
-    num_hidden_layers: Layers
+    num_hidden_layers: LayerCount
     num_attention_heads: Size
     num_key_value_heads: Size | UnsetType = UNSET  # unset: num_attention_heads
     head_dim: Size | UnsetType = UNSET  # unset: hidden_size // num_attention_heads

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from lucid_deploy.cache.layout import CacheLayout, CacheTensor, check_truncation, first_tokens
+from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, check_truncation, first_tokens
 from lucid_deploy.cache.storage import check_arrays, decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import LayerDescription
 
 Tensor = TypeVar("Tensor")
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass

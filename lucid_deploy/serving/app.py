@@ -190,8 +190,8 @@ def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dic
     return chunks
 
 
-Row = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body
-ROUTES: list[Row] = [
+Route = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body
+ROUTES: list[Route] = [
     ("POST", "/v1/completions", _generate, "Continue a prompt.", "completion"),
     ("POST", "/v1/chat/completions", _generate, "Answer a chat.", "chat"),
     ("POST", "/v1/responses", _generate, "Answer a text or a chat, by the Responses API.", "response"),

@@ -15,7 +15,7 @@ from onnxscript import script, values
 from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
-MOST = 32  # largest number of new tokens: five merges below double the blocks from 1 to 32
+LARGEST_BLOCK = 32  # largest number of new tokens: five merges below double the blocks from 1 to 32
 
 
 @script(_LUCID, default_opset=op)

@@ -8,7 +8,7 @@ from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, Session
 from lucid_deploy.runtimes.session import Array, NewTokens
 
-Layers = list[tuple[Array, ...]]
+CachedLayers = list[tuple[Array, ...]]
 
 
 class ReferenceSession(Session[Array]):
@@ -18,7 +18,7 @@ class ReferenceSession(Session[Array]):
         super().__init__(artifact.config, artifact.manifest.dtype, "reference", allow_extrapolation, can)
         self._graphs = {stage: ReferenceEvaluator(str(artifact.graph_path(stage))) for stage in STAGES}
 
-    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: CachedLayers, keep: int) -> tuple[Array, CachedLayers]:
         feed = tokens.feed()
         for index, (k, y) in enumerate(layers):
             feed |= {f"past_key_values.{index}.key": k, f"past_key_values.{index}.value": y}

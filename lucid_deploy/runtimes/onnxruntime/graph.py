@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _lock = threading.Lock()
 _keeper: ort.InferenceSession | None = None  # made with the arena, which lives as long as the process

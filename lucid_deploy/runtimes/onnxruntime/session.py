@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
-Layers = list[tuple[Any, ...]]
+CachedLayers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that operators of the library read as stored
 # Operators of onnxruntime that may sum in another order if there are more rows; the library's operators do not.
 _SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention", "Loop"}
@@ -267,7 +267,7 @@ class OrtSession(ArtifactSession[Any]):
     def _from_array(self, tensor: CacheTensor, array: Array) -> Any:
         return ort_value(array, tensor.dtype)
 
-    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: CachedLayers, keep: int) -> tuple[Array, CachedLayers]:
         make = self._ort.OrtValue.ortvalue_from_numpy
         feed = {name: make(array) for name, array in tokens.feed().items()} | self._named(layers)
         logits, *present = self._graphs[stage].run_with_ort_values(self._output_names, feed)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.layout import Array
 from lucid_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     import openvino
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _DEVICE = "CPU"
 # With this package, importing OpenVINO sends an event to Google Analytics and keeps an identifier in ~/intel.

@@ -67,7 +67,7 @@ class DeviceTensor:
         return self.block.address
 
 
-Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, such as K and Y
+CachedLayers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, such as K and Y
 
 
 class DeviceCaches:
@@ -83,7 +83,7 @@ class DeviceCaches:
             for described, tensors in zip(self._layout, layers, strict=True)
         ]
 
-    def named(self, prefix: str, layers: Layers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
+    def named(self, prefix: str, layers: CachedLayers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
         """Return for each tensor its name in the graphs, beginning with ``prefix``, its description, and the tensor."""
         return [
             (f"{prefix}.{index}.{layout.name}", layout, tensor)

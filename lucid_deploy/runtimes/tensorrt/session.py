@@ -19,7 +19,7 @@ from lucid_deploy.runtimes.graph_sessions import ArtifactSession
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens
 from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device
-from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, DeviceTensor, Layers, MemoryPool
+from lucid_deploy.runtimes.tensorrt.device_cache import CachedLayers, DeviceCaches, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineContexts, Engines, Feed, StateCopy
 
 
@@ -27,7 +27,7 @@ from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineCon
 class _BoundCache:
     """A static cache that decoding is bound to, and its step."""
 
-    layers: Layers
+    layers: CachedLayers
     mask: Array  # int64 (B, M), as it is on the device
     feed: Feed  # inputs of the decode engine
     results: dict[str, int]  # addresses of its outputs
@@ -80,7 +80,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         )
         return Cache(cache.mask, copies, cache.adapter_ids)
 
-    def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
+    def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> CachedLayers:
         return cache.layers  # rows beyond the cache's length are not read
 
     @property
@@ -95,7 +95,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         again = f"lucid-deploy build {self._artifact.directory} --speculate --overwrite"
         return drafts_unsupported_reason(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> CachedLayers:
         self._device.activate()
         layers = [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
         batch = len(layers[0][0])
@@ -108,12 +108,12 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._check_limits(batch, tokens)
         return self._caches.each(lambda layout, array: self._caches.send(layout, array, batch, tokens), layers)
 
-    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: CachedLayers, keep: int) -> tuple[Array, CachedLayers]:
         if not self._static or stage == "prefill":
             return self._run_growing(stage, tokens, layers)
         return self._run_in_place(tokens, layers) if stage == "decode" else self._verify_in_place(tokens, layers)
 
-    def _run_growing(self, stage: str, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
+    def _run_growing(self, stage: str, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
         """Run an engine that reads the cache and writes one with the new tokens elsewhere."""
         self._device.activate()
         batch, new = tokens.input_ids.shape
@@ -134,7 +134,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._device.download(logits, results["logits"])
         return logits, present
 
-    def _run_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
+    def _run_in_place(self, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
         """Decode into the buffers of a static cache."""
         self._device.activate()
         batch, past, mask = len(tokens.input_ids), tokens.past, tokens.mask
@@ -146,7 +146,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._device.download(logits, bound.results["logits"])
         return logits, bound.layers
 
-    def _verify_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
+    def _verify_in_place(self, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
         """Run a draft's tokens on the cache that decoding writes to, in place. Only decoding has a CUDA graph."""
         self._device.activate()
         (batch, new), past, mask = tokens.input_ids.shape, tokens.past, tokens.mask
@@ -159,7 +159,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._device.download(logits, results["logits"])
         return logits, bound.layers
 
-    def _bound_to(self, layers: Layers, mask: Array) -> _BoundCache:
+    def _bound_to(self, layers: CachedLayers, mask: Array) -> _BoundCache:
         """Return the buffers of a cache with this mask, bool ``(B, P)``; decoding is bound to them from now on."""
         bound, past = self._bound, mask.shape[1]
         if bound is None or bound.layers is not layers:
@@ -177,7 +177,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         for index in range(len(mask)):
             self._device.upload(address + 8 * (index * row + past), np.ascontiguousarray(bound.mask[index, new]))
 
-    def _bind_buffers(self, layers: Layers, mask: Array) -> _BoundCache:
+    def _bind_buffers(self, layers: CachedLayers, mask: Array) -> _BoundCache:
         """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
         if self._bound is not None:
             self._bound.step.drop()

@@ -14,7 +14,7 @@ from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.torch import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import check_threads_are_here, torch_threads
 
-Layers = list[tuple[torch.Tensor, ...]]
+CachedLayers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
@@ -60,7 +60,7 @@ class TorchSession(Session[torch.Tensor]):
         pairs = zip(self._model.mixers(), cache.layers, strict=True)
         return [tuple(map(to_numpy, mixer.decode_cache(stored, self._row_type))) for mixer, stored in pairs]
 
-    def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
+    def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> CachedLayers:
         def cut(tensor: CacheTensor, x: torch.Tensor) -> torch.Tensor:
             if tensor.sort == "ring":
                 places = torch.from_numpy(first_of_ring(cache.mask, length, x.shape[2])).to(x.device)  # (B, L)
@@ -72,7 +72,7 @@ class TorchSession(Session[torch.Tensor]):
             for layout, layer in zip(self.layout, cache.layers, strict=True)
         ]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> CachedLayers:
         stored = []
         for mixer, layout, arrays in zip(self._model.mixers(), self.layout, layers, strict=True):
             pairs = zip(decoded_layout(layout), arrays, strict=True)
@@ -99,7 +99,7 @@ class TorchSession(Session[torch.Tensor]):
     def gives_all_logits(self) -> bool:
         return True
 
-    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: CachedLayers, keep: int) -> tuple[Array, CachedLayers]:
         with torch_threads(self._threads), torch.inference_mode():
             if self._device.type == "cpu":
                 check_threads_are_here()

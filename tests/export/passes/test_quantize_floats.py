@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.export.passes.quantize_weights import quantize_weights
-from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
+from lucid_deploy.export.quantize.floats import parts_taken_over, rounded_parts
 from lucid_deploy.model.packed.weight import FloatWeight
 from lucid_deploy.runtimes.torch.quantized_activations import round_to_fp8
 from tests.export.passes.graphs import FLOAT, model, weight_of
@@ -93,7 +93,7 @@ def test_inputs_that_are_rounded(activations: str, size: int | None, high: int, 
     shared = {OUT: "tensor", 1: "channel"}.get(high, "block")
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), wide, granularity=shared), activations, size, "wv")
     stored = FloatWeight(numbers.view(torch.uint8), scales, (high, wide), torch.tensor(0.02))
-    parts = stored_parts(stored, "w", quantization)
+    parts = parts_taken_over(stored, "w", quantization)
     weight = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     found = quantized(quantization, parts)
     inputs = round_to_fp8(X, 0.02 if activations == "fp8-static" else None, size)

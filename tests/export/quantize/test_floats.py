@@ -8,7 +8,7 @@ import torch
 
 from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3, dequantize
-from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4, rounded_parts, stored_parts
+from lucid_deploy.export.quantize.floats import parts_taken_over, round_to_fp8, round_to_nvfp4, rounded_parts
 from lucid_deploy.model.packed.weight import FloatWeight
 from tests.model.packed.floats import blocks, meaning
 
@@ -98,7 +98,7 @@ def test_taken_over(high: int, wide: int, tensor: QuantizedTensor) -> None:
     numbers, scales = blocks(MATRIX, high, wide, torch.float32)
     weight = FloatWeight(numbers.view(torch.uint8), scales, (high, wide), torch.tensor(0.5))
     quantization = record("fp8", tensor, "fp8-static")
-    parts = stored_parts(weight, "w", quantization)
+    parts = parts_taken_over(weight, "w", quantization)
     assert parts[INPUT_SCALE].view(np.float32) == 0.5
     found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy())
@@ -113,7 +113,7 @@ def test_scales_of_zero_become_positive(high: int, wide: int, tensor: QuantizedT
     numbers, scales = blocks(MATRIX, high, wide, torch.float32)
     scales[0, -1] = 0
     quantization = record("fp8", tensor)
-    parts = stored_parts(FloatWeight(numbers.view(torch.uint8), scales, (high, wide)), "w", quantization)
+    parts = parts_taken_over(FloatWeight(numbers.view(torch.uint8), scales, (high, wide)), "w", quantization)
     assert (parts[SCALES].view(np.float32) > 0).all()
     found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy()) and not found[:high, -8:].any()

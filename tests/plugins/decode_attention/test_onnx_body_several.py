@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.decode_attention.onnx_body_several import MOST
+from lucid_deploy.plugins.decode_attention.onnx_body_several import LARGEST_BLOCK
 from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import DECODE_ATTENTION
@@ -41,7 +41,7 @@ def plain_errors(arguments, options) -> list[float]:
         (1, 2, 0.9, True),
         (63, 16, 1.0, False),
         (1030, 8, 0.9, True),
-        (40, MOST, 0.9, False),
+        (40, LARGEST_BLOCK, 0.9, False),
     ],
 )
 def test_several_tokens(of_type, past: int, n: int, correlation: float, padded: bool) -> None:
