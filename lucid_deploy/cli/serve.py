@@ -142,7 +142,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
         metrics_keys=ApiKeys() if metrics_file is None else read_api_keys(metrics_file, "--metrics-key-file"),
         **_fields_of(ApiOptions, options),
     )
-    reader_setup(engine, api)
+    reader_setup(engine, api)  # refuses a name that an adapter has
     if api.model is not None and not api.model.strip():
         raise LucidError("--served-model-name is empty. Name the model, or leave the option out.")
     if api.share_prefixes and not (api.keys and engine.prefix_tokens != 0):

@@ -143,7 +143,9 @@ def _page_text(name: str) -> str:
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     """Generate a completion, a chat or a response; return None if the answer was streamed."""
     service = exchange.service
-    job = await exchange.read(body)
+    assert exchange.kind is not None
+    job = await service.readers.read(body, exchange.kind, exchange.key)
+    exchange.count(0)  # the job holds what was read
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
     common = replace(job.request, client=exchange.key, cache_owner=owner)
     job = replace(job, request=common)

@@ -21,7 +21,7 @@ from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
 from lucid_deploy.serving.errors import ApiError, queue_full, unavailable
 from lucid_deploy.serving.fields import Kind
-from lucid_deploy.serving.jobs import Job, LocalBackend
+from lucid_deploy.serving.jobs import LocalBackend
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.requests import ReaderSetup
@@ -173,13 +173,6 @@ class Exchange:
         busy[self.key] += 1
         self._busy = True
         return bytes(body)
-
-    async def read(self, body: bytes) -> Job:
-        """Have a reader process turn the body into a job; its bytes no longer count afterwards."""
-        assert self.kind is not None
-        job = await self.service.readers.read(body, self.kind, self.key)
-        self.count(0)
-        return job
 
     def count(self, size: int) -> None:
         """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies together exceed the bound."""
