@@ -82,7 +82,7 @@ def test_answers_are_those_of_lone_generations(session: Any, monkeypatch: pytest
 
 
 def test_a_stored_beginning_changes_nothing_in_a_full_batch(session: Any) -> None:
-    """With 11 rows, prompts over a rounded cache are cut at multiples of 64, whether their beginning is stored or not."""
+    """With 11 rows, prompts over a rounded cache are cut at multiples of 64, stored beginnings too."""
     chunk, known = (64, 64) if session.cuts_matter else (None, 96)
     request = Request(prompt(150), 9, stop_at_eos=False)
     for prefix_tokens, reused in ((0, 0), (500, known)):

@@ -100,8 +100,8 @@ class OrtSession(ArtifactSession[Any]):
     @property
     def _sums_for_each_token(self) -> bool:
         """Whether a token's sums have one order, however many tokens run in the same call."""
-        # Those of the library's kernels have. Exceptions are rings, which begin at any token, states, which are computed
-        # in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
+        # Those of the library's kernels have. Exceptions are rings, which begin at any token, states, which are
+        # computed in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
         return self._sums_alike and whole and self.dtype == "float32"
 
