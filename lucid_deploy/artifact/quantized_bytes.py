@@ -49,16 +49,14 @@ E2M1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.flo
 
 def decode(codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
     """Return the values of codes of E4M3 (8 bits) or E2M1 (4 bits); the shape is that of the codes."""
-    values: NDArray[np.float32] = (E4M3 if bits == 8 else E2M1)[codes]
-    return values
+    return (E4M3 if bits == 8 else E2M1)[codes]
 
 
 def spacing(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
     """Return the distance between neighbouring numbers of a format around each value; values lie within its range."""
     mantissa_bits, bias = _FORMATS[bits]
-    _, exponents = np.frexp(np.abs(values).astype(np.float64))
-    found: NDArray[np.float64] = 2.0 ** (np.maximum(exponents - 1, 1 - bias) - mantissa_bits)
-    return found
+    _, exponents = np.frexp(np.maximum(np.abs(values).astype(np.float64), 2.0 ** (1 - bias)))  # 0 has no exponent
+    return np.ldexp(1.0, exponents - 1 - mantissa_bits)
 
 
 def pack_nibbles(codes: NDArray[Any]) -> Bytes:
@@ -170,8 +168,8 @@ def write_scales(directory: Path, scales: Scales) -> None:
         save_file({name: np.ascontiguousarray(scale) for name, scale in scales.items()}, directory / FILE)
 
 
-def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Apply folded scales to a weight ``(out, in)`` or ``(out,)`` in float32 or wider; with ``back`` undo that.
+def scaled(weight: torch.Tensor, name: str, scales: Scales) -> torch.Tensor:
+    """Apply folded scales to a weight ``(out, in)`` or ``(out,)`` in float32 or wider.
 
     A weight without scales is returned as it is. Scales of experts' matrices ``(E, out, in)`` may have three axes.
     """
@@ -181,11 +179,10 @@ def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) 
     if inputs is not None or outputs is not None:
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if inputs is not None:
-        columns = torch.from_numpy(inputs)
-        weight = weight / columns if back else weight * columns
+        weight = weight * torch.from_numpy(inputs)
     if outputs is not None:
         rows = torch.from_numpy(outputs)
         if rows.dim() < weight.dim():
             rows = rows.unflatten(0, (-1, *([1] * (weight.dim() - 1))))  # (out, 1)
-        weight = weight * rows if back else weight / rows
+        weight = weight / rows
     return weight
