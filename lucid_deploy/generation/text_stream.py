@@ -44,14 +44,14 @@ class TextStream:
             return self.rest() + (self._tokenizer.piece(token) or "") if token in self._shown else ""
         self._held.append(token)
         if self._by_steps:
-            text = self._step(token)
-            if text is not None:
+            if (text := self._step(token)) is not None:
                 return self._release(len(self._held), text)
             self._by_steps = len(self._held) < _HELD
         return "" if self._by_steps else self._whole_characters()
 
     def rest(self) -> str:
-        """Return the text of tokens that are held back, such as half a character; call it after the last token."""
+        """Return the text of tokens that are held back, such as half a character, which no later token completes."""
+        self._by_steps &= not self._held  # the DecodeStream would return what it holds once more
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:

@@ -45,6 +45,8 @@ def test_an_end_within_a_character_shows_the_rest(kind: str, tmp_path: Path) -> 
     assert "".join(map(stream.push, ids)) == "a"
     rest = stream.rest()
     assert rest and set(rest) == {"\ufffd"}
+    behind = {"bytes alone": 65, "byte fallback": 267}[kind]
+    assert stream.push(behind) == tokenizer.decode([behind])  # as after a shown special token
 
 
 @pytest.mark.parametrize(("kind", "between"), [("bytes alone", []), ("byte fallback", [266])])
