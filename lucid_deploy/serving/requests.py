@@ -130,7 +130,7 @@ class RequestReader:
             raise FieldError(message, "n")
         if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
             message = f"{top_logprobs} log-probabilities of {rows} generations each exceed {MOST_LOGPROBS_TOGETHER}."
-            raise FieldError(message, "logprobs")
+            raise FieldError(message, "top_logprobs" if name == "messages" else "logprobs")
         prompts = tuple(self._tokens(item, name) for item in items)
         longest = max(map(len, prompts))
         if new_tokens is None:  # all that fit after the longest prompt
@@ -170,9 +170,9 @@ class RequestReader:
             given["seed"] %= 2**64  # numpy's generator takes no negative seeds
         with named_field("bad_words"):
             given["bad_words"] = bad_word_ids(body.bad_words or (), self._tokenizer)
+            Sampling(bad_words=given["bad_words"]).check(self._limits.vocabulary)
         with named_field("logit_bias"):
-            given["logit_bias"] = logit_bias(body.logit_bias or {})
-            sampling = Sampling(**{"temperature": 1.0, **given})
+            sampling = Sampling(**{"temperature": 1.0, **given, "logit_bias": logit_bias(body.logit_bias or {})})
             sampling.check(self._limits.vocabulary)
         return sampling
 

@@ -195,6 +195,8 @@ def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
 
 def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
     assert "Token id 50 is outside the vocabulary" in refused(tmp_path, completion("w50"), vocabulary=50).message
+    error = refused(tmp_path, completion("w1", bad_words=["w50"]), vocabulary=50)
+    assert (error.message, error.param) == ("bad_words: token id 50 is outside the vocabulary (0 to 49).", "bad_words")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +205,7 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         (None, {}, "has no chat template", None),
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
         ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
+        ("x", {"n": 9, "logprobs": True, "top_logprobs": 20}, "of 9 generations each exceed 160", "top_logprobs"),
         ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template has no tools", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],
@@ -210,5 +213,5 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
 def test_chats_that_do_not_fit(
     template: str | None, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path
 ) -> None:
-    error = refused(tmp_path, chat("w1", **fields), is_chat=True, template=template)
+    error = refused(tmp_path, chat("w1", **fields), is_chat=True, template=template, choices=9)
     assert (message in error.message, error.param) == (True, param)
