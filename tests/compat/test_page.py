@@ -129,6 +129,12 @@ def test_a_chat_and_its_probabilities(visitor: Visitor, start: Start, artifacts:
 def test_a_stream_is_stopped(visitor: Visitor, start: Start, artifacts: dict[str, Path]) -> None:  # noqa: F811
     running = start(artifacts["growing"], slow=0.2)
     visitor.open(running.url)
+    visitor.type("prompt", PROMPT)
+    visitor.click("send")
+    visitor.wait("document.querySelectorAll('.token').length")
+    visitor.click("clear")
+    visitor.wait("document.body.dataset.state === 'ready'")
+    assert visitor.see("messages") == answers(visitor) == []  # the next request has what the page shows
     visitor.click("mode-completion")
     visitor.see("find('temperature').value = '2'; find('settings').open = true")
     visitor.type("seed", "7")

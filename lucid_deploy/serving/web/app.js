@@ -209,6 +209,7 @@ async function ask(text) {
   running = new AbortController();
   const clock = { sent: performance.now(), first: null, last: null, count: 0 };
   const said = { text: "" };
+  const conversation = messages; // not the new one that begins if the user clears the page meanwhile
   const turns = find("conversation").childElementCount;
   try {
     const path = chat ? "/v1/chat/completions" : "/v1/completions";
@@ -219,9 +220,8 @@ async function ask(text) {
     await take(answer, addTurn("Model", ""), clock, said);
     setState("ready", "The answer is complete.");
   } catch (error) {
-    if (error.name === "AbortError") setState("ready", "Stopped.");
-    else {
-      setState("ready");
+    setState("ready", error.name === "AbortError" ? "Stopped." : "");
+    if (error.name !== "AbortError") {
       showError(error);
       if (!said.text && chat) {
         while (find("conversation").childElementCount > turns) find("conversation").lastChild.remove();
@@ -230,7 +230,7 @@ async function ask(text) {
     }
   }
   running = null;
-  if (chat && said.text) messages.push({ role: "user", content: text }, { role: "assistant", content: said.text });
+  if (chat && said.text) conversation.push({ role: "user", content: text }, { role: "assistant", content: said.text });
   find("prompt").focus();
 }
 
