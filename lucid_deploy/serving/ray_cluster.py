@@ -170,9 +170,9 @@ class EngineReplica:
 
     def check_health(self) -> None:
         """Raise a RuntimeError if the engine has ended or is stuck in a step; Ray then replaces this replica."""
-        engine = self._backend.engine
-        if self._backend.state != "ready":
-            raise RuntimeError(f"The engine is not running: {engine.error or engine.state}") from engine.error
+        error, state = self._backend.engine.error, self._backend.state
+        if state != "ready":
+            raise RuntimeError(f"The engine is not running: {error or state}") from error
 
 
 class RayBackend:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -62,6 +63,14 @@ def listening() -> set[str]:
     """Return the addresses and ports, in the kernel's hexadecimal, on which any process listens."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {words[1] for words in lines if words[3] == "0A"}
+
+
+def test_the_error_of_a_stuck_engine_says_so() -> None:
+    from lucid_deploy.serving.ray_cluster import EngineReplica
+
+    stuck: Any = SimpleNamespace(_backend=SimpleNamespace(state="stuck", engine=SimpleNamespace(error=None)))
+    with pytest.raises(RuntimeError, match="not running: stuck"):
+        EngineReplica.check_health(stuck)
 
 
 def test_the_api_listens_on_this_machine_only(cluster: Server) -> None:
