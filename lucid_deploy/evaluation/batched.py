@@ -51,6 +51,7 @@ def generate(
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     choose = Sampler(sampling or Sampling())
+    assert not choose.sampling.adjusts, "penalties and bad words would count the tokens of all answers together"
     tails = [[1] * len(group) for group in groups]
     for wave in _waves(session, groups, tails, batch, room=max_new_tokens):
         rows: list[Ids] = [[] for _ in wave.members]

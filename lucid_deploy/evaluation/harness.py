@@ -242,6 +242,8 @@ def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> 
                 f"{mine.name}: the two models were asked different prompts (do their chat templates differ?), so their "
                 "scores cannot be paired."
             )
+        if not mine.values:
+            raise LucidError(f"{mine.name}: lm_eval gives no metric that is a number to compare; leave the task out.")
         pairs = {metric: (mine.scores(metric), theirs.scores(metric)) for metric in mine.values}
         found.update({(mine.name, metric): paired_difference(*pair) for metric, pair in pairs.items()})
         main.append(next(iter(pairs.values())))

@@ -76,6 +76,8 @@ def test_sampling(scripted: Any) -> None:
     session = scripted(lambda _: np.arange(VOCAB, dtype=np.float32) * 0.01, VOCAB)
     found = answers(session, [[[3]], [[4]]], 40, sampling=Sampling(1.0, top_k=2, seed=1))
     assert {token for group in found for row in group for token in row} == {VOCAB - 1, VOCAB - 2}
+    with pytest.raises(AssertionError, match="all answers together"):
+        answers(session, [[[3]]], 1, sampling=Sampling(presence_penalty=1.0))
 
 
 def test_padding_never_exceeds_the_context(scripted: Any) -> None:

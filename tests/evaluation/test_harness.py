@@ -122,3 +122,5 @@ def test_two_models_are_compared_by_task_and_on_average() -> None:
     other = replace(mine, samples=[{**row, "arguments": [["else", {}]]} for row in mine.samples])
     with pytest.raises(LucidError, match="task0: the two models were asked different prompts"):
         compare_tasks([mine], [other])
+    with pytest.raises(LucidError, match="task0: lm_eval gives no metric"):
+        compare_tasks([replace(mine, values={})], [mine])
