@@ -188,9 +188,11 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
     chosen = [index for index, kind in enumerate(keys.layer_kinds) if kind == LUCID] if keys.layer_kinds else full
     if keys.lucid_layers is not None:
         chosen = keys.lucid_layers
-    if not lucid and not keys.layer_kinds:
+        if not lucid:
+            raise LucidError(f"{where}: lucid_layers needs attention_type lucid. Set that, or remove lucid_layers.")
+    elif not lucid and not keys.layer_kinds:
         chosen = []
-    if (keys.layer_kinds and len(keys.layer_kinds) != len(shapes)) or (keys.layer_kinds and keys.lucid_layers):
+    if keys.layer_kinds and (len(keys.layer_kinds) != len(shapes) or keys.lucid_layers is not None):
         raise LucidError(
             f"{where}: layer_kinds names {len(keys.layer_kinds)} of {len(shapes)} layers, or is one of two lists."
         )
@@ -300,8 +302,8 @@ class _MetaRun:
     layers: Any
     length: int  # the longest text, in tokens
     found: dict[int, AttentionShape] = field(default_factory=dict)  # by layer
-    # Each mask that was made, with its window (None: all tokens) or the error to raise if a layer attends by it.
-    masks: list[tuple[Tensor, int | LucidError | None]] = field(default_factory=list)
+    # Each mask that was made, with its window. None: all tokens; 0: no window, an error if a layer attends by it.
+    masks: list[tuple[Tensor, int | None]] = field(default_factory=list)
     experts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by layer, as AttentionShape.experts
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
@@ -344,38 +346,33 @@ class _MetaRun:
     def _window(self, place: int, mask: Any) -> int | None:
         for made, window in self.masks:
             if mask is made or (isinstance(mask, Tensor) and mask._base is made):
-                if isinstance(window, LucidError):
-                    raise window
+                if window == 0:
+                    words = "neither all tokens before each nor a fixed number of the last, or sees later ones"
+                    raise LucidError(f"its attention sees {words}")
                 return window
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 
     def mask(self, sees: Callable[..., Tensor]) -> Tensor:
         """Return a mask without values, and record the window of layers that attend by it."""
-        window: int | LucidError | None
-        try:
-            with torch.device("cpu"):
-                window = self._sees_last(sees)
-        except LucidError as error:  # matters only if a layer attends by this mask
-            window = error
         made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
-        self.masks.append((made, window))
+        with torch.device("cpu"):
+            self.masks.append((made, self._sees_last(sees)))
         return made
 
     def _sees_last(self, sees: Callable[..., Tensor]) -> int | None:
-        """Return how many tokens a token sees, itself and those just before it; None: all before it."""
+        """Return how many tokens a token sees, itself and those just before it; None: all before it; 0: others."""
         last, zero = min(self.length, LARGEST_WINDOW) - 1, torch.tensor(0)
-        found = None
-        for token in {last // 3, last // 2, last}:
+        window = last + 1
+        for token in (last, max(last - 1, 0), last // 2, last // 3):  # in chunks, the last two see different numbers
             columns = torch.arange(token + 2)
-            seen = torch.as_tensor(sees(zero, zero, torch.tensor(token), columns)).expand(token + 2)
-            count = int(seen.sum())
-            if seen[-1] or not count or not bool(seen[token + 1 - count : token + 1].all()):
-                raise LucidError("its attention does not see the last tokens before each, or sees later ones")
-            window = None if count == token + 1 else count
-            found = window if token == last else found
-            if window not in (None, found) and token == last:
-                raise LucidError("its attention sees windows of several lengths")
-        return found
+            try:
+                seen = torch.as_tensor(sees(zero, zero, torch.tensor(token), columns), dtype=torch.bool)
+            except RuntimeError:  # it depends on what is padding, which is not known on the meta device
+                return 0
+            window = int(seen.expand(token + 2).sum()) if token == last else window
+            if not bool((seen == ((columns <= token) & (columns > token - window))).all()):
+                return 0
+        return None if window == last + 1 else window
 
 
 def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:

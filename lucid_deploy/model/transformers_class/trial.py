@@ -51,7 +51,7 @@ def prove(config: LucidConfig, where: str) -> str:
             wanted = _eager(model, ids, mask)
             if not torch.allclose(_eager(model, ids[:1])[-1], wanted[-1][:1], rtol=0, atol=TOLERANCE):
                 raise LucidError(f"{where}: {name} is not supported: it does not count positions from 0.")
-            worst = _compare(wanted, _ours(model, ids, mask), mask, small, where, name)
+            worst = _compare(wanted, _ours(model, ids, mask), mask, plain, where, name)
             if LUCID in small.kinds:
                 dense, model = _random(small, "reference"), _random(small)
                 wanted = _outputs(dense, lambda: dense(ids, None, mask, _positions(mask))[0])

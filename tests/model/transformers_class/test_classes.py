@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.masking_utils import chunked_causal_mask_function
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.transformers_class import module, trial
+from lucid_deploy.model.transformers_class import configuration, module, trial
 from lucid_deploy.model.transformers_class.module import ClassModel
 from lucid_deploy.parity.on_demand import float64_on_demand
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
@@ -94,11 +95,13 @@ def test_the_trial_finds_what_is_computed_wrong(monkeypatch: pytest.MonkeyPatch)
     class Wrong(ClassModel):
         def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
             super().__init__(config, implementation)
-            self.mixers()[1].config.__dict__["sliding_window"] -= 1
+            vars(self.mixers()[1].config).update(sliding_window=4, softcap=1.0)
 
     monkeypatch.setattr(trial, "ClassModel", Wrong)
     with pytest.raises(LucidError, match=r"layer 1 \(window\) differs by 0\.\d+ from transformers"):
         trial.prove(parsed("gemma2", layer_types=["full_attention", "sliding_attention"] * 2), "here")
+    with pytest.raises(LucidError, match=r"layer 3 \(standard\) differs by 0\.\d+ from transformers"):
+        trial.prove(parsed("cohere2", attention_type="lucid"), "here")
 
 
 def test_positions_that_do_not_begin_at_0_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +125,14 @@ def test_the_layers_that_compute_the_same_are_known() -> None:
     assert [shape.window for shape in shapes] == [7, 7, 7, None]
 
 
+def test_chunks_are_no_window() -> None:
+    chunks = chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int64))
+    for length in (16, 128):
+        run = configuration._MetaRun([], length)
+        with pytest.raises(LucidError, match="neither all tokens before each nor a fixed number"):
+            run._window(0, run.mask(chunks))
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "reason"),
     [
@@ -129,6 +140,7 @@ def test_the_layers_that_compute_the_same_are_known() -> None:
         ("bloom", {}, "layer 0 does not call attention by transformers' registry"),
         ("bert", {}, "sees later ones"),
         ("llama4_text", {}, r"does not call its experts \(.*\) by transformers' registry"),
+        ("llama4_text", {"moe_layers": []}, "neither all tokens before each nor a fixed number"),  # but chunks
         ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 4}, "would choose 4 experts, and there are 3"),
         ("gpt_oss", {"attention_type": "lucid"}, "sinks, which LUCID attention does not compute"),
         ("gemma3", {}, "computes more than text"),
@@ -138,6 +150,7 @@ def test_the_layers_that_compute_the_same_are_known() -> None:
         ("gemma3_text", {"rope_parameters": {"rope_theta": 5e5}}, "does not read rope_theta of rope_parameters"),
         ("olmo2", {"architectures": ["Olmo2ForSequenceClassification"]}, "supported is Olmo2ForCausalLM"),
         ("olmo2", {"attention_type": "lucid", "lucid_layers": [9]}, "lucid_layers names layer 9"),
+        ("olmo2", {"lucid_layers": [1]}, "lucid_layers needs attention_type lucid"),
         ("gemma2", {"attention_type": "lucid"}, "caps its scores"),
         ("olmo2", {"hidden_act": "nothing"}, "cannot be made from it: KeyError"),
     ],
