@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache.storage import SCALE
-from lucid_deploy.model.config import LucidConfig, Rope
+from lucid_deploy.model.config import Rope
 from lucid_deploy.parity.own_errors import (
     DECODE,
     ReferenceStates,
@@ -187,7 +187,7 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
         return f"It holds NaN or infinity.{before}"
     if part.word == "K":
         return _keys_hint(evidence, layers.config.rope(part.layer), values)
-    return _solved_hint(evidence, layers.config, described.solves)
+    return _solved_hint(evidence, described.solves)
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _keys_hint(evidence: Evidence, rope: Rope | None, values: str) -> str:
     )
 
 
-def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
+def _solved_hint(evidence: Evidence, solves: bool) -> str:
     wanted, actual = evidence.wanted[2][:, evidence.positions], evidence.solved
     weights = "V is wrong before the solve: a weight of v_proj is not the checkpoint's"
     if not solves:
@@ -296,7 +296,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
     if _distance(exact, wanted) > (1 - FITS) * _distance(actual, wanted):  # most of Y's error comes from V
         return _confined(actual, wanted, weights)
     own = np.isin(np.arange(e.shape[-1]), [] if evidence.decode else evidence.positions)
-    gain = math.exp(-math.sqrt(config.head_dim))
+    gain = math.exp(-math.sqrt(evidence.keys.shape[-1]))
     guesses = [
         ("Y equals V: the solve was left out.", evidence.values),
         ("This is K: K and Y are swapped in the cache.", evidence.wanted[0][:, evidence.positions]),

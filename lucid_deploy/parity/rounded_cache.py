@@ -227,7 +227,7 @@ def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
     """Return a cache of the first ``tokens`` tokens: their rows, and the states after them."""
     layers: list[tuple[Array, ...]] = [
         tuple(
-            _values(session, rounded.tensors[TensorId.of(index, place, tensor, layer)], tensor, tokens)
+            _values(rounded.tensors[TensorId.of(index, place, tensor, layer)], tensor, tokens)
             for place, tensor in enumerate(decoded_layout(layer.cache))
         )
         for index, layer in enumerate(session.layers)
@@ -235,10 +235,9 @@ def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
     return session.cache_from_arrays(layers, np.ones((1, tokens), dtype=bool))
 
 
-def _values(session: Session[Any], rows: TensorRows, tensor: CacheTensor, tokens: int) -> Array:
+def _values(rows: TensorRows, tensor: CacheTensor, tokens: int) -> Array:
     """Return the state after the first ``tokens``, ``(1, …)``, or their rows as ``(1, KV, tokens, D)``."""
     if rows.is_state:
         return rows.values[:, tokens - 1 - rows.start].reshape(1, *tensor.shape)
-    config = session.config
-    split = rows.values[:, :tokens].reshape(1, tokens, config.num_key_value_heads, config.head_dim)
+    split = rows.values[:, :tokens].reshape(1, tokens, *tensor.shape)
     return np.ascontiguousarray(split.transpose(0, 2, 1, 3))

@@ -21,6 +21,7 @@ from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.families.small import saved, small_config
 from tests.parity.cache_faults import coarser_levels, read_scale, stored_scale, swapped_scales, towards_zero
 from tests.parity.faults import edit_graphs
 from tests.parity.small_models import VOCAB, in_dtype, session, small_model
@@ -213,8 +214,10 @@ def read_back(model, rows, dtype=torch.float32):
     return found
 
 
-def test_stored_rows_are_read_within_the_gates_of_arithmetic_and_smaller_keys_are_found():
-    model = small_model()
+@pytest.mark.parametrize("widths", [1, 2])
+def test_stored_rows_are_read_within_the_gates_of_arithmetic_and_smaller_keys_are_found(widths, tmp_path):
+    saved(small_config("gemma4_text", sliding_window=64, global_head_dim=24), tmp_path)
+    model = small_model() if widths == 1 else load_model(tmp_path)
     rows = record(session(model, torch.float64), SCENARIO)
     exact, own = read_back(model, rows, torch.float64), read_back(model, rows)
     gates = rounded_cache.derive_read_gates([exact], [own], "float32")
