@@ -19,5 +19,6 @@ _CPU = replace(
     cache_dtypes=("float16", "int8", "fp8"),
     rounds_activations=True,
 )
-_WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs
+# These providers build engines of whole graphs, as `lucid-deploy build` does, which takes no rings.
+_WHOLE = replace(_GPU, graphs=("functions",), cache_sorts=("rows", "state"), reads_layers=False)
 CAPABILITIES = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}

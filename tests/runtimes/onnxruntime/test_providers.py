@@ -23,6 +23,7 @@ from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import CPU, plan_provider
 from lucid_deploy.runtimes.options import PROVIDERS
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
+from tests.conftest import MIXED
 from tests.phase_lines import error_line
 from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt, copy_of, use_library
 
@@ -127,6 +128,8 @@ def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
         open_session(artifact, device="tpu", provider="cuda")
     with pytest.raises(LucidError, match="--provider cuda runs models in float32 or float16, and"):
         open_session(exported("bfloat16", tie_word_embeddings=True)[1], provider="cuda")
+    with pytest.raises(LucidError, match=r"tensorrt keeps cached tensors of the sort rows or state; .* the sort ring"):
+        open_session(exported(**MIXED)[1], provider="tensorrt")
     with pytest.raises(LucidError, match=r"cuda runs caches that are growing, and .* Export without --cache and"):
         open_session(exported(cache="static")[1], provider="cuda")
 
