@@ -45,7 +45,7 @@ def _load(entry: EntryPoint, kind: Any, what: str, attribute: str) -> Any:
     except Exception as error:  # a package's own code, which may raise anything: the message names the package
         reason = f"{type(error).__name__}: {in_one_line(error)}".removesuffix(".")
         raise LucidError(f"{label} does not load: {reason}. Install its package again, or remove it.") from error
-    if not isinstance(loaded, kind) or getattr(loaded, attribute) != entry.name:
+    if not isinstance(loaded, kind) or getattr(loaded, attribute, None) != entry.name:
         wanted = f"an object of a subclass of {kind.__name__} whose {attribute} is {entry.name}"
         raise LucidError(f"{label} is no {what}: it must be {wanted}.")
     return loaded

@@ -67,6 +67,7 @@ def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> N
         ("bad_syntax", "first = bad_syntax:X", "def (", "does not load: SyntaxError: invalid syntax"),
         ("bad_import", "first = bad_import:X", "1/0", "does not load: ZeroDivisionError: division by zero"),
         ("bad_class", "first = bad_class:Class", CODE, "no thing: it must be an object of a subclass of float"),
+        ("no_name", "first = no_name:X", "X = 1.0", "no thing: it must be .* whose name is first"),
         ("bad_name", "second = bad_name:FIRST", CODE, "no thing: it must be .* whose name is second"),
     ],
 )
