@@ -18,7 +18,6 @@ BACKENDS = tuple(_KNOWN)
 # The oldest versions that have what graphs need: TensorRT's parser has the operator Attention from 10.14; TensorRT-RTX
 # 1.7 is the oldest with which an engine of ours was built.
 LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
-_TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Backend:
                 + spelled_out(f'pip install "lucid-deploy[{_KNOWN[self.name][1]}]"')
             )
 
-    def capabilities(self, wanted: tuple[str, ...], dtype: str, with_plugin: bool) -> tuple[int, ...]:
+    def capabilities(self, wanted: tuple[str, ...]) -> tuple[int, ...]:
         """Check the compute capabilities to build for and return them, ``8.6`` as 86; () lets the backend choose."""
         if not wanted:
             return ()
@@ -67,9 +66,6 @@ class Backend:
                 + ", ".join(dotted(number) for number in known)
                 + "."
             )
-        if _TURING in numbers and (with_plugin or dtype == "bfloat16"):
-            lacking = "the plugin library has no kernels for it" if with_plugin else "it has no bfloat16"
-            raise LucidError(f"Compute capability 7.5 cannot run this artifact: {lacking}. Leave it out.")
         return tuple(dict.fromkeys(numbers))
 
 

@@ -147,10 +147,9 @@ def build_engines(
 
 def _check(artifact: Artifact, backend: Backend, options: BuildOptions) -> tuple[int, ...]:
     """Check options, backend, artifact and output folder; return the compute capabilities to build for."""
-    manifest = artifact.manifest
     backend.check_version()
     check_artifact(artifact)
-    capabilities = backend.capabilities(options.capabilities, manifest.dtype, manifest.uses(PLUGIN_OPERATORS))
+    capabilities = backend.capabilities(options.capabilities)
     check_float_formats(artifact, capabilities)
     if options.weightless and len(capabilities) > 1:
         raise LucidError("An engine without weights is built for one compute capability; name one, or none.")

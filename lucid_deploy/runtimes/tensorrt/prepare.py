@@ -39,8 +39,11 @@ LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
 def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
-    """Check that GPUs have the float types of an artifact, and that TensorRT can round inputs as its graphs do."""
-    capabilities = tuple(capabilities)
+    """Check that GPUs have an artifact's float types and kernels, and that TensorRT can round inputs as its graphs."""
+    capabilities, plugged = tuple(capabilities), artifact.manifest.uses(PLUGIN_OPERATORS)
+    if _TURING in capabilities and (plugged or artifact.manifest.dtype == "bfloat16"):
+        lacking = "the plugin library has no kernels for it" if plugged else "it has no bfloat16"
+        raise LucidError(f"Compute capability 7.5 cannot run this artifact: {lacking}. Engines need 8.0 or newer.")
     if artifact.manifest.cache_dtype == "fp8":
         _check_capabilities(artifact, capabilities, "fp8", "cache", "Export with --cache-dtype auto")
     record = artifact.manifest.quantization
@@ -66,6 +69,7 @@ def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind:
         )
 
 
+_TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 FP8 = "fp8"  # type of a cache
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # widths of heads in the plugin's kernels
 _FP8_WIDTH_UNIT = 8  # the unit in kernels that read a cache in fp8

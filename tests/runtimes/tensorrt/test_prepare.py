@@ -123,12 +123,13 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
     [
         ("fp8", "float", (), None),
         ("fp8", "fp8-static", (89, 90, 120), None),
-        ("fp8", "float", (75, 86, 89), r"compute capability 7\.5, 8\.6 have no fp8, .* 8\.9 and newer have"),
+        ("fp8", "float", (80, 86, 89), r"compute capability 8\.0, 8\.6 have no fp8, .* 8\.9 and newer have"),
         ("nvfp4", "float", (120,), None),
         ("nvfp4", "float", (89, 120), r"compute capability 8\.9 have no nvfp4"),
         ("fp8", "fp8-token", (), r"no layer for that.*--quantize stored --activations float"),
         ("fp8", "fp8-group", (89,), r"no layer for that.*--quantize stored --activations float"),
-        ("int8", "float", (75,), None),
+        ("int8", "float", (80,), None),
+        ("int8", "float", (75,), r"7\.5 cannot run this artifact: the plugin library has no kernels"),
     ],
 )
 def test_what_is_refused(
