@@ -20,7 +20,7 @@ void quantized_matmul_task(void* data, size_t index) {
         const uint8_t* panel = a.panels == nullptr ? packed : a.panels + at * bytes;
         size_t columns = std::min(kInPanel, a.w.columns - at * kInPanel);
         for (size_t number = 0; number < job.groups; ++number) {
-            if (number == 1 && at + 1 < last) // the first group has read this panel: fetch the next
+            if (number == 1 && at + 1 < last && a.panels != nullptr) // a group has read this panel: fetch the next
                 for (size_t line = bytes; line < 2 * bytes; line += kLine) __builtin_prefetch(panel + line, 0, 2);
             size_t row = job.first_row(number), rows = job.first_row(number + 1) - row;
             if (has_dots())
