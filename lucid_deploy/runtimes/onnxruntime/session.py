@@ -143,17 +143,12 @@ class OrtSession(ArtifactSession[Any]):
         import onnx
 
         from lucid_deploy.runtimes.passes.cut_layers import cut_layers
-        from lucid_deploy.runtimes.passes.library_kernels import use_quantized_matmul, use_weight_matmul
-        from lucid_deploy.runtimes.passes.own_operators import retype_fp4
 
         model = onnx.ModelProto()
         model.CopyFrom(self._artifact.graph(stage))
         cut_layers(model, self.config.num_hidden_layers, cut)
-        retype_fp4(model)
-        if stage == "decode" and multiplies(self._library):  # as in the session
-            use_weight_matmul(model)
-        if multiplies_in_blocks(self._library):
-            use_quantized_matmul(model)
+        if self.provider == "cpu":
+            self._change(model, stage)
         options = self._options(stage)
         if self.quantization is None:  # one run is not worth a packed copy
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -212,10 +207,17 @@ class OrtSession(ArtifactSession[Any]):
         """Return a copy of a stage's graph with its changes, and whether there are any."""
         import onnx
 
+        model = onnx.ModelProto()
+        model.CopyFrom(self._artifact.graph(stage))
+        changed = self._change(model, stage)
+        follow_links(model, self._artifact.directory)
+        return model, changed
+
+    def _change(self, model: onnx.ModelProto, stage: str) -> bool:
+        """Change a stage's graph so that it runs, or runs fast; return whether it was changed."""
         from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
 
-        model, few, changed = onnx.ModelProto(), stage != "prefill", False
-        model.CopyFrom(self._artifact.graph(stage))
+        few, changed = stage != "prefill", False
         changed |= own_operators.use_rotary_embedding(model)
         if multiplies_in_blocks(self._library):
             changed |= library_kernels.use_quantized_matmul(model)
@@ -233,8 +235,7 @@ class OrtSession(ArtifactSession[Any]):
         if few and self._can_read_stored():
             stored_cache.read_as_stored(model, self._artifact.graph_path(stage))
             changed = self.reads_stored_cache = True
-        follow_links(model, self._artifact.directory)
-        return model, changed
+        return changed
 
     def _can_read_stored(self) -> bool:
         """Whether the cache has another type than the model, and the library has operators that read that type."""

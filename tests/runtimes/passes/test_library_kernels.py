@@ -149,12 +149,14 @@ def test_what_decodes_multiplies_so_and_prefill_does_not(
         return found
 
     session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    whole = [*loaded]
     assert products() == [(15, 0), (0, 15)]  # prefill, decode
     session.prepare_several()
     assert products() == [(0, 15)]  # the graph that verifies drafts
     layers = OrtLayers(session)
     for decode, wanted in ((False, (15, 0)), (True, (0, 15))):
         layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
+        assert {*(loaded[0] - whole[decode])} == {"Identity"} and not whole[decode] - loaded[0]
         assert products() == [wanted]
     OrtSession(artifact, RuntimeOptions(kernels="functions"))
     assert products() == [(15, 0), (15, 0)]
