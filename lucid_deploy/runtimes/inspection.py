@@ -157,8 +157,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
 
     Weights count once, as both graphs map one file. Packed copies come on top: one of the quantized weights if the
     library of kernels multiplies by them; else one per graph, of all weights if the model is small, of the quantized
-    ones if not. A growing cache exists twice while a token is computed, a static one once, and one of its layers twice
-    while rows move into larger buffers. A cache not in the model's type is converted to float32 layer by layer.
+    ones if not; matrices kept in float beside those are packed too, and not counted. A growing cache exists twice while
+    a token is computed, a static one once, and one of its layers twice while rows move into larger buffers. A cache not
+    in the model's type is converted to float32 layer by layer.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)
