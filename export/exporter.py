@@ -41,9 +41,6 @@ def export(
         LucidError: The checkpoint is unreadable or unsupported, the output exists, options are wrong, the disk is full.
     """
     options, output = options or ExportOptions(), Path(output)
-    if options.quantize is not None:
-        quantize = dataclasses.replace(options.quantize, has_text=options.calibration is not None)
-        options = dataclasses.replace(options, quantize=quantize)
     check_request(output, options)  # before PyTorch is imported, which takes seconds
     from lucid_deploy.export.adapters import plan_adapters
     from lucid_deploy.model.checkpoint import Checkpoint, resolve
@@ -72,7 +69,7 @@ def export(
 
     quantize = resolve_stored(source, options.quantize)
     options = dataclasses.replace(options, quantize=quantize)
-    if options.calibration is not None and not (quantize is not None and quantize.learns):
+    if options.calibration is not None and not (quantize is not None and quantize.chosen_method.learns):
         raise LucidError(
             f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method distill learn from it. "
             "Leave it out, or add one of them."
@@ -189,16 +186,15 @@ def _choose_numbers(
     """Equalize weights and learn quantized values, as the options say; what is not learned is rounded when written."""
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
-    from lucid_deploy.export.quantize.method import LearnedWeights, find_method
-    from lucid_deploy.export.quantize.options import equalizes, method_of
+    from lucid_deploy.export.quantize.method import LearnedWeights
 
     learned, folded = LearnedWeights(), {}
-    if equalizes(options):
+    if options.equalizes:
         folded = equalizing_scales(source, quantization, dtype, progress, rows)
         source = with_scales(source, folded)
     if rows is not None:
-        learned, quantization = find_method(method_of(options)).learn(source, quantization, rows, dtype, progress)
-    if equalizes(options):
+        learned, quantization = options.chosen_method.learn(source, quantization, rows, dtype, progress)
+    if options.equalizes:
         learned.folded |= folded
         method = quantization.method
         settings = {**method.settings, "equalization": ALPHA}
@@ -210,7 +206,7 @@ def rows_to_learn_from(
     source: Checkpoint, options: QuantizeOptions, calibration: Path | None
 ) -> CalibrationRows | None:
     """Read the text that weights are learned from; None for a method that does not learn."""
-    if not options.learns:
+    if not options.chosen_method.learns:
         return None
     if calibration is None:
         raise LucidError(

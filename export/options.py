@@ -75,6 +75,11 @@ class ExportOptions:
     max_adapter_rank: int | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.quantize is not None:
+            quantize = dataclasses.replace(self.quantize, has_text=self.calibration is not None)
+            object.__setattr__(self, "quantize", quantize)
+
     @property
     def every_form(self) -> bool:
         """Whether growing, static and inlined graphs are written side by side."""

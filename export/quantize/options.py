@@ -17,7 +17,7 @@ from lucid_deploy.artifact.quantization import (
     WHOLE_SCHEMES,
 )
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.method import find_method
+from lucid_deploy.export.quantize.method import QuantizationMethod, find_method
 from lucid_deploy.export.quantize.nearest import nearest_kernel
 
 # By measurement, see docs/quantization.md.
@@ -46,7 +46,7 @@ class QuantizeOptions:
         method: How values are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4
             in ``matmulnbits`` ``hqq``, or ``distill`` if there is a text, with 8 bits for weights that need them; else
             ``rtn``.
-        has_text: Whether there is a calibration text; export sets it.
+        has_text: Whether there is a calibration text; ``ExportOptions`` sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
         equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
             ``matmulnbits``, for int8 and int4.
@@ -74,14 +74,36 @@ class QuantizeOptions:
         return self.scheme in FLOAT_SCHEMES
 
     @property
-    def learns(self) -> bool:
-        """Whether the method learns from calibration data."""
-        return find_method(method_of(self)).learns
+    def chosen_format(self) -> str:
+        """The format; ``auto`` is ``qdq`` for floating-point numbers, else ``matmulnbits``."""
+        if self.format == "auto":
+            return "qdq" if self.is_float else "matmulnbits"
+        return self.format
+
+    @property
+    def chosen_method(self) -> QuantizationMethod:
+        """The named method, else the recommended one for int4 in ``matmulnbits``, else ``rtn``."""
+        best = DISTILL if self.has_text else HQQ
+        return find_method(self.method or (best if self.takes_best else NEAREST))
+
+    @property
+    def chosen_activations(self) -> str:
+        """The activations; ``auto`` is ``float`` for floating-point numbers, else ``int8``."""
+        if self.activations == "auto":
+            return "float" if self.is_float else "int8"
+        return self.activations
 
     @property
     def takes_best(self) -> bool:
         """Whether the recommended method is taken: for int4 in ``matmulnbits``, if no method is named."""
-        return not self.method and self.scheme == "int4" and format_of(self) == "matmulnbits"
+        return not self.method and self.scheme == "int4" and self.chosen_format == "matmulnbits"
+
+    @property
+    def equalizes(self) -> bool:
+        """Whether columns are equalized; by default for int8 and int4 in ``matmulnbits`` if no method is named."""
+        if self.equalize is not None:
+            return self.equalize
+        return not self.method and self.scheme in WHOLE_SCHEMES and self.chosen_format == "matmulnbits"
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
@@ -99,8 +121,8 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             "kernels for these."
         )
     if options.scheme != STORED or options.format != "auto":  # else the checkpoint decides the format
-        check_kernels(format_of(options), dtype)
-    if options.embeddings and format_of(options) == "qdq":
+        check_kernels(options.chosen_format, dtype)
+    if options.embeddings and options.chosen_format == "qdq":
         raise LucidError(
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
@@ -134,7 +156,7 @@ def _check_float(options: QuantizeOptions) -> None:
         "--block-size": options.block_size is not None,
         "--quantize-embeddings": options.embeddings,
         "--activations int8": options.activations == "int8",
-        "--method": method_of(options) != NEAREST,
+        "--method": options.method not in ("", NEAREST),
         "--equalize": bool(options.equalize),
         "--head-bits": options.head_bits is not None,
     }
@@ -148,17 +170,17 @@ def _check_float(options: QuantizeOptions) -> None:
 
 def _check_learning(options: QuantizeOptions) -> None:
     """Refuse a number of calibration tokens for a method that does not learn."""
-    if not options.learns and options.calibration_tokens != CALIBRATION_TOKENS:
+    if not options.chosen_method.learns and options.calibration_tokens != CALIBRATION_TOKENS:
         raise LucidError(
-            f"--method {method_of(options)} does not learn, so leave out --calibration-tokens, or choose --method "
-            "distill."
+            f"--method {options.chosen_method.name} does not learn, so leave out --calibration-tokens, or choose "
+            "--method distill."
         )
 
 
 def _check_stored(options: QuantizeOptions) -> None:
     """Refuse options that would change the checkpoint's quantized values, which are taken over."""
     given = {
-        "--method": method_of(options) != NEAREST,
+        "--method": options.method not in ("", NEAREST),
         "--equalize": bool(options.equalize),
         "--head-bits": options.head_bits is not None,
         "--block-size": options.block_size is not None,
@@ -169,30 +191,3 @@ def _check_stored(options: QuantizeOptions) -> None:
     names = [name for name, there in given.items() if there]
     if names:
         raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {', '.join(names)}.")
-
-
-def format_of(options: QuantizeOptions) -> str:
-    """Resolve the format: ``auto`` is ``qdq`` for floating-point numbers, else ``matmulnbits``."""
-    if options.format == "auto":
-        return "qdq" if options.is_float else "matmulnbits"
-    return options.format
-
-
-def method_of(options: QuantizeOptions) -> str:
-    """Resolve the method: the named one, else the recommended one for int4 in ``matmulnbits``, else ``rtn``."""
-    best = DISTILL if options.has_text else HQQ
-    return options.method or (best if options.takes_best else NEAREST)
-
-
-def equalizes(options: QuantizeOptions) -> bool:
-    """Return whether columns are equalized; by default for int8 and int4 in ``matmulnbits`` if no method is named."""
-    if options.equalize is not None:
-        return options.equalize
-    return not options.method and options.scheme in WHOLE_SCHEMES and format_of(options) == "matmulnbits"
-
-
-def activations_of(options: QuantizeOptions) -> str:
-    """Resolve the activations: ``auto`` is ``float`` for floating-point numbers, else ``int8``."""
-    if options.activations == "auto":
-        return "float" if options.is_float else "int8"
-    return options.activations

@@ -19,16 +19,7 @@ from lucid_deploy.artifact.quantization import (
     short_name,
 )
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.method import find_method
-from lucid_deploy.export.quantize.options import (
-    BEST_HEAD_BITS,
-    DEFAULT_BLOCK,
-    FREQUENT_ROWS,
-    QuantizeOptions,
-    activations_of,
-    format_of,
-    method_of,
-)
+from lucid_deploy.export.quantize.options import BEST_HEAD_BITS, DEFAULT_BLOCK, FREQUENT_ROWS, QuantizeOptions
 from lucid_deploy.version import __version__
 
 _WIDE = 128  # the largest block of an 8-bit weight in the scheme int4
@@ -48,7 +39,7 @@ def plan_quantization(
         shapes: Shapes of the model's weights by name, without a tied head and what must not be quantized.
         experts: Records of the tensors that are matrices of experts; their block sizes are chosen here.
     """
-    form, experts = format_of(options), experts or {}
+    form, experts = options.chosen_format, experts or {}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]
     candidates = [name for name in matrices if name != EMBEDDING]
     candidates = [name for name in candidates if name not in experts or _expert_block(experts[name], options)]
@@ -57,7 +48,7 @@ def plan_quantization(
     chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
     if not chosen:
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
-    method = find_method(method_of(options))
+    method = options.chosen_method
     head, head_bits, frequent = EMBEDDING if tied else HEAD, options.head_bits, options.frequent_rows
     if options.takes_best and head in chosen and not head_bits:
         frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
@@ -80,7 +71,7 @@ def plan_quantization(
         bits=SCHEMES[options.scheme],
         format=form,
         # Rounded inputs would make routers choose other experts, and nothing could be verified.
-        activations="float" if experts and options.activations == "auto" else activations_of(options),
+        activations="float" if experts and options.activations == "auto" else options.chosen_activations,
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in chosen),
         tool=f"lucid-deploy {__version__}" if options.is_float else method.tool(),
@@ -116,15 +107,15 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
                 f"nvfp4 asks for. Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
-    method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
+    method, block = options.chosen_method, options.block_size or DEFAULT_BLOCK[options.scheme]
     # Rows of an embedding are read by an operator without offsets, and an 8-bit weight of int4 needs none.
-    offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
+    offsets = options.chosen_format in method.offsets and name != EMBEDDING and bits != 8
     if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
-    needed = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
+    needed = "TensorRT" if options.chosen_format == "qdq" else f"--method {method.name}" if offsets else None
     size = block if needed is None else _dividing(name, width, block, needed)
     # In blocks of 32, scales and offsets add 2 bits a weight in float32, 1 in float16; q is chosen for rounded scales.
-    kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
+    kind = "float16" if offsets and options.chosen_format == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
 
@@ -138,7 +129,7 @@ def _in_rows(embedding: QuantizedTensor, frequent: int) -> dict[str, QuantizedTe
 
 
 def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: int | None) -> QuantizedTensor:
-    offsets = "matmulnbits" in find_method(method_of(options)).offsets and bits != 8
+    offsets = "matmulnbits" in options.chosen_method.offsets and bits != 8
     block = _expert_block(tensor, options, _WIDE if (options.scheme, bits) == ("int4", 8) else 0)
     kind = "float16" if offsets else None
     return replace(tensor, block_size=block, bits=bits, offsets=offsets, scale_dtype=kind)
@@ -146,7 +137,7 @@ def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: in
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
     """Return the largest allowed block size that divides a row of experts' matrices; 0 if the experts stay float."""
-    if format_of(options) == "qdq":
+    if options.chosen_format == "qdq":
         return 0
     most = most or options.block_size or DEFAULT_BLOCK[options.scheme]
     return next((size for size in reversed(BLOCK_SIZES[1:]) if size <= most and tensor.shape[1] % size == 0), 0)

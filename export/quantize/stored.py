@@ -19,7 +19,7 @@ from lucid_deploy.artifact.quantization import (
 from lucid_deploy.artifact.quantized_bytes import pack_nibbles
 from lucid_deploy.cache.layout import Array
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
+from lucid_deploy.export.quantize.options import QuantizeOptions, check_kernels
 from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.packed.weight import FloatWeight
 
@@ -74,7 +74,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
     """Plan an artifact that takes over a checkpoint's quantized values; ``LucidError`` if one does not fit."""
-    layout, form = source.layout, format_of(options)
+    layout, form = source.layout, options.chosen_format
     assert layout is not None
     check_kernels(form, dtype)
     activations, group = _inputs(layout, options)
@@ -95,7 +95,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
     """Return what the inputs of products are rounded to, and how many inputs share a scale (None: no groups)."""
     if layout.scheme not in FLOAT_SCHEMES:
-        return activations_of(options), None
+        return options.chosen_activations, None
     if layout.inputs is None or options.activations == "float":
         return "float", None
     return f"fp8-{layout.inputs.kind}", layout.inputs.size

@@ -138,15 +138,15 @@ def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path
     path = checkpoint(tmp_path / "checkpoint", kind, {} if kind == "gpt_oss" else LUCID, **types)
     write_number_words(path, 64)
     rows = np.random.default_rng(0).integers(64, size=(24, 100))
-    text = write_numbers(tmp_path / "text", rows) if options.learns else None
+    text = write_numbers(tmp_path / "text", rows) if options.chosen_method.learns else None
     export(path, tmp_path / "artifact", quantize=options, calibration=text)
     artifact = open_artifact(tmp_path / "artifact")
     record = artifact.manifest.quantization
     assert record is not None and record.activations == "float"
     experts = {name for name, tensor in record.tensors.items() if tensor.experts}
     assert {name.rpartition(".")[2] for name in experts} == {"gate_up_proj", "down_proj"}
-    assert record.method.tensors.keys() >= experts if options.learns else not record.method.tensors
-    if options.learns:
+    assert record.method.tensors.keys() >= experts if options.chosen_method.learns else not record.method.tensors
+    if options.chosen_method.learns:
         assert 0 < 2 * record.method.settings["experts_without_text"] < record.method.settings["experts"]
     assert any("Routers stay in float32" in note for note in artifact.manifest.notes)
     assert parameters(artifact)["active"] < parameters(artifact)["total"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.options import QuantizeOptions, check_options, equalizes, method_of
+from lucid_deploy.export.quantize.options import QuantizeOptions, check_options
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
     ],
 )
 def test_what_is_done_where_no_method_is_named(options: QuantizeOptions, method: str, equalized: bool) -> None:
-    assert (method_of(options), equalizes(options)) == (method, equalized)
+    assert (options.chosen_method.name, options.equalizes) == (method, equalized)
