@@ -1,4 +1,4 @@
-"""Quantization of weights: ``plan`` chooses the weights; each method has a file, and ``method`` finds it by name.
+"""Quantization of weights: an export calls ``choose``; each method has a file, and ``method`` finds it by name.
 
 Installed packages add methods under the entry point group ``lucid_deploy.quantization``.
 """
