@@ -23,7 +23,6 @@ from lucid_deploy.artifact import (
     Manifest,
 )
 from lucid_deploy.artifact.manifest import form_name
-from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.companions import copy_companions
 from lucid_deploy.export.options import NO_STATIC_FP8, ExportOptions
@@ -32,7 +31,7 @@ from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+    from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.adapters import AdapterPlan
     from lucid_deploy.export.quantize.method import LearnedWeights, Progress
     from lucid_deploy.export.trace import Traced
@@ -53,6 +52,11 @@ class ArtifactContents:
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
     learned: LearnedWeights | None = None  # what was learned, and folded scales; None: nothing is quantized
     adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
+
+    @property
+    def layers(self) -> tuple[LayerDescription, ...]:
+        """The layers' descriptions, as if nothing were quantized or inlined."""
+        return describe(self.source.config, self.options.stored_cache_dtype)
 
     @property
     def float32_head(self) -> bool:
@@ -112,12 +116,12 @@ def _trace_caches(
 
     options, left_out = contents.options, {}
     caches = CACHES if options.every_form else (options.cache or CACHES[0],)
-    if len(caches) > 1 and resolve_cache_dtype(options.cache_dtype, options.dtype) == "fp8":
+    if len(caches) > 1 and options.stored_cache_dtype == "fp8":
         caches, left_out = caches[:1], {"static": NO_STATIC_FP8}
     traced: dict[str, dict[str, Traced]] = {}
     for cache in caches:
         traced[cache] = {}
-        stages = _stages(contents.source, options, cache)
+        stages = _stages(contents, cache)
         for step, stage in enumerate(stages):
             if stage == STAGES[0] and cache != caches[0]:
                 continue
@@ -143,29 +147,19 @@ def _trace(contents: ArtifactContents, cache: str, stage: str, growing: Traced |
     """Trace a stage; one with a static cache is derived from its ``growing`` graph where that can be done."""
     from lucid_deploy.export.trace import derive_static, trace
 
-    options, config = contents.options, contents.source.config
-    opset = options.opset_for(cache)
+    options = contents.options
     if growing is not None:
-        layers = describe(config, resolve_cache_dtype(options.cache_dtype, options.dtype))
-        if (derived := derive_static(growing, layers, stage, opset)) is not None:
+        derived = derive_static(growing, contents.layers, stage, options.opset_for(cache))
+        if derived is not None:
             return derived
-    return trace(
-        config,
-        stage,
-        options.dtype,
-        options.logits,
-        cache,
-        options.cache_dtype,
-        float32_head=contents.float32_head,
-        opset=opset,
-        slots=None if contents.adapters is None else contents.adapters.slots,
-    )
+    slots = None if contents.adapters is None else contents.adapters.slots
+    return trace(contents.source.config, stage, options, cache, contents.float32_head, slots)
 
 
-def _stages(source: Checkpoint, options: ExportOptions, cache: str) -> tuple[str, ...]:
+def _stages(contents: ArtifactContents, cache: str) -> tuple[str, ...]:
     """Return the stages to export; ``verify`` only if caches take several rows a step and can drop rejected drafts."""
-    writes_rows = cache != "static" or options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else only one row a step
-    reason = drafts_unsupported_reason(describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)))
+    writes_rows = cache != "static" or contents.options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else one row a step
+    reason = drafts_unsupported_reason(contents.layers)
     return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
 
 
@@ -223,9 +217,9 @@ def _manifest(
         versions=_versions(source),
         graphs=first.graphs,
         files={},
-        cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
+        cache_dtype=options.stored_cache_dtype,
         quantization=quantization,
-        layers=_described(source, options, {} if quantization is None else quantization.tensors),
+        layers=_described(contents),
         transposed=tuple(sorted(transposed - set(() if quantization is None else quantization.tensors))),
         float32_head=contents.float32_head,
         notes=(*source.notes, *contents.notes, *notes),
@@ -239,15 +233,13 @@ def _manifest(
     )
 
 
-def _described(
-    source: Checkpoint, options: ExportOptions, tensors: dict[str, QuantizedTensor]
-) -> tuple[LayerDescription, ...]:
+def _described(contents: ArtifactContents) -> tuple[LayerDescription, ...]:
     """Describe the layers, given what is quantized; those of inlined graphs use no operators of ours."""
-    layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
-    if options.inline:
-        return tuple(dataclasses.replace(layer, operators={}) for layer in layers)
+    if contents.options.inline:
+        return tuple(dataclasses.replace(layer, operators={}) for layer in contents.layers)
+    tensors = {} if contents.quantization is None else contents.quantization.tensors
     experts = {name.split(".")[2] for name, tensor in tensors.items() if tensor.experts}
-    return tuple(_quantized_experts(layer) if str(index) in experts else layer for index, layer in enumerate(layers))
+    return tuple(_quantized_experts(layer) if str(i) in experts else layer for i, layer in enumerate(contents.layers))
 
 
 def _quantized_experts(layer: LayerDescription) -> LayerDescription:

@@ -85,6 +85,11 @@ class ExportOptions:
         """Whether growing, static and inlined graphs are written side by side."""
         return self.cache is None and not self.inline
 
+    @property
+    def stored_cache_dtype(self) -> str:
+        """Type in which K and Y are cached; ``LucidError`` if ``cache_dtype`` does not fit ``dtype``."""
+        return resolve_cache_dtype(self.cache_dtype, self.dtype)
+
     def opset_for(self, cache: str) -> int:
         """Return the version of the standard operators in graphs with this cache."""
         from lucid_deploy.export.operators import OPSET
@@ -111,8 +116,7 @@ def check_request(output: Path, options: ExportOptions) -> None:
     _check_opset(options)
     if options.calibration is not None:
         read_text(options.calibration)
-    stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
-    if stored == "fp8" and options.cache == "static":
+    if options.stored_cache_dtype == "fp8" and options.cache == "static":
         raise LucidError(f"{NO_STATIC_FP8} Export with --cache growing, or with --cache-dtype auto.")
     if options.quantize is not None:
         from lucid_deploy.export.quantize.options import check_options

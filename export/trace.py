@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.artifact import VERIFY, TensorInfo
-from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.capture import capture
-from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.passes.naming import layers_of, name_axes, name_values
 from lucid_deploy.export.passes.optimize import optimize
 from lucid_deploy.export.passes.repeat_layers import Excerpt, NotRepeatable, excerpt, repeat_layers, repeat_names
@@ -23,9 +21,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from lucid_deploy.export.options import ExportOptions
     from lucid_deploy.model.adapter_slots import Slots
 
-Descriptions: TypeAlias = tuple[LayerDescription, ...]
 _Infos: TypeAlias = tuple[TensorInfo, ...]
 _PREFIX = "model."  # of weights' names in a trace: the attribute of Stage that holds the model
 
@@ -106,34 +104,30 @@ def derive_static(growing: Traced, layers: Descriptions, stage: str, opset: int)
 def trace(
     config: LucidConfig,
     stage: str,
-    dtype: str,
-    logits: str = "last",
+    options: ExportOptions,
     cache: str = "growing",
-    cache_dtype: str = "auto",
     float32_head: bool = True,
-    opset: int = OPSET,
     slots: Slots | None = None,
 ) -> Traced:
     """Trace one stage; raise ``LucidError`` if a class of transformers does what ONNX cannot express.
 
     Args:
-        opset: Version of the standard operators; it decides how rows are written into a static cache.
+        cache: Kind of cache of this graph; the options may ask for several.
         slots: Room that is reserved for adapters; None: none.
     """
-    stored = resolve_cache_dtype(cache_dtype, dtype)
-    layers = describe(config, stored)
 
-    def contract(layers: Descriptions) -> tuple[_Infos, _Infos]:
-        outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
+    def contract(config: LucidConfig) -> tuple[_Infos, _Infos]:
+        layers = describe(config, options.stored_cache_dtype)
+        outputs = graph_outputs(layers, config.vocab_size, stage, options.logits, cache)
         return graph_inputs(layers, stage, cache, slots is not None), outputs
 
     def traced(config: LucidConfig) -> _Graph:
-        module = _stage_module(config, stage, dtype, logits, stored, float32_head, slots)
-        return _trace_whole(module, *contract(describe(config, stored)), opset)
+        module = _stage_module(config, stage, options, float32_head, slots)
+        return _trace_whole(module, *contract(config), options.opset_for(cache))
 
-    shorter = excerpt(config, layers)
+    shorter = excerpt(config, describe(config, options.stored_cache_dtype))
     try:
-        graph = None if shorter is None else _repeated(traced(shorter.config), shorter, *contract(layers))
+        graph = None if shorter is None else _repeated(traced(shorter.config), shorter, *contract(config))
         if graph is None:
             graph = traced(config)
     except Exception as error:
@@ -145,7 +139,7 @@ def trace(
             f"({type(error).__name__}: {reason})."
         ) from error
     name_values(graph.model, graph.layers, graph.weights)
-    return Traced(graph.model, *contract(layers), graph.transposed)
+    return Traced(graph.model, *contract(config), graph.transposed)
 
 
 @dataclass(frozen=True)
@@ -191,13 +185,7 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
 
 
 def _stage_module(
-    config: LucidConfig,
-    stage: str,
-    dtype: str,
-    logits: str,
-    cache_dtype: str,
-    float32_head: bool,
-    slots: Slots | None,
+    config: LucidConfig, stage: str, options: ExportOptions, float32_head: bool, slots: Slots | None
 ) -> torch.nn.Module:
     import torch
 
@@ -227,13 +215,13 @@ def _stage_module(
                 attention_mask,
                 position_ids,
                 decode=stage != "prefill",
-                last_only=logits == "last" and stage != VERIFY,
+                last_only=options.logits == "last" and stage != VERIFY,
                 cache_length=cache_length,
             )
 
     with torch.device("meta"):
-        module = Stage().to(getattr(torch, dtype)).eval().requires_grad_(False)
-    module.model.store_cache_as(cache_dtype)
+        module = Stage().to(getattr(torch, options.dtype)).eval().requires_grad_(False)
+    module.model.store_cache_as(options.stored_cache_dtype)
     module.model.lm_head.in_float32 = float32_head
     return module
 

@@ -18,7 +18,6 @@ import onnx_ir as ir
 import pytest
 
 from lucid_deploy.export import trace as tracing
-from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
 
@@ -57,10 +56,13 @@ def name_of(*arguments: Any, **options: Any) -> str:
     """Return one name for all calls that give the same trace."""
     call = inspect.signature(inspect.unwrap(tracing.trace)).bind(*arguments, **options)
     call.apply_defaults()
-    asked = call.arguments
+    asked, options = call.arguments, call.arguments.pop("options")
     # Prefill is the same for either cache, and the others for either choice of logits.
-    asked.update({"cache": "growing", "opset": OPSET} if asked["stage"] == "prefill" else {"logits": "last"})
-    asked["float32_head"] |= asked["dtype"] == "float32"
+    asked["logits"], asked["cache"] = (
+        (options.logits, "growing") if asked["stage"] == "prefill" else ("last", asked["cache"])
+    )
+    asked |= {"dtype": options.dtype, "cache_dtype": options.cache_dtype, "opset": options.opset_for(asked["cache"])}
+    asked["float32_head"] |= options.dtype == "float32"
     asked["config"] = dataclasses.replace(asked["config"], **NOT_IN_GRAPHS)
     return hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()
 

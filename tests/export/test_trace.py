@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.export import ExportOptions
 from lucid_deploy.export.trace import graph_inputs, graph_outputs, trace
 from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import LayerDescription
@@ -120,5 +121,5 @@ def test_layers_with_as_many_key_heads_as_query_heads_are_traced() -> None:
     """PyTorch's exporter fails on attention that is said to be grouped and is not: so did Llama 2 and Phi-3 mini."""
     two = {**MIXED, "num_hidden_layers": 2, "layer_types": MIXED["layer_types"][1:]}
     config = parse_config({**TINY, **two, "num_key_value_heads": TINY["num_attention_heads"]}, "test configuration")
-    operators = {node.op_type for node in trace(config, "decode", "float32").model.graph}
+    operators = {node.op_type for node in trace(config, "decode", ExportOptions()).model.graph}
     assert "Attention" in operators

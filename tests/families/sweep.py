@@ -22,6 +22,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions
 from lucid_deploy.export.trace import trace
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families import BUILT_IN
@@ -73,7 +74,7 @@ def attempt(kind: str) -> Result:
             if source.config.class_config:
                 prove(source.config, "it")
             worst = _difference(source, ids, wanted)
-            trace(source.config, "decode", "float32", "last")
+            trace(source.config, "decode", ExportOptions())
         except LucidError as error:
             reason = _first_line(error).replace(f"{folder}/config.json: ", "").replace(folder, "the checkpoint")
             return Result(kind, name, REFUSED, reason.removeprefix(f"{name} is not supported: "))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import lucid_deploy.export.trace as tracing
+from lucid_deploy.export import ExportOptions
 from lucid_deploy.export.passes.naming import layers_of
 from lucid_deploy.export.passes.repeat_layers import NotRepeatable, excerpt, repeat_layers
 from lucid_deploy.model.config_parsing import parse_config
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.usefixtures("fresh_traces")
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[onnx.GraphProto]:
     """Return the graph of all layers traced, and that of copies; one kind of layer comes once."""
     config = parse_config({**TINY, "num_hidden_layers": 4, "lucid_layers": [0, 1, 3]}, "test configuration")
-    repeated = tracing.trace(config, "prefill", "float32")
+    repeated = tracing.trace(config, "prefill", ExportOptions())
     with monkeypatch.context() as patched:
         patched.setattr(tracing, "excerpt", lambda *_: None)
-        whole = tracing.trace(config, "prefill", "float32")
+        whole = tracing.trace(config, "prefill", ExportOptions())
     assert whole.transposed == repeated.transposed
     assert list(whole.model.graph.initializers) == list(repeated.model.graph.initializers)
     return [ir.serde.serialize_model(item.model).graph for item in (whole, repeated)]
@@ -84,7 +85,7 @@ def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tracing, "repeat_layers", cannot)
     config = parse_config({**TINY, "num_hidden_layers": 3}, "test configuration")
-    found = tracing.trace(config, "decode", "float32").model.graph
+    found = tracing.trace(config, "decode", ExportOptions()).model.graph
     layers = [layer for layer in layers_of(found).values() if layer is not None]
     assert sorted(set(layers)) == [0, 1, 2] and layers.count(1) == layers.count(2)
 
