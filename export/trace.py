@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.options import ExportOptions
     from lucid_deploy.model.adapter_slots import Slots
 
+Descriptions: TypeAlias = tuple[LayerDescription, ...]
 _Infos: TypeAlias = tuple[TensorInfo, ...]
 _PREFIX = "model."  # of weights' names in a trace: the attribute of Stage that holds the model
 

@@ -215,12 +215,12 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
     import onnx
     import onnx_ir as ir
 
-    from lucid_deploy.export.passes.attention_forms import (
+    from lucid_deploy.runtimes.tensorrt.passes.attention_forms import (
         decomposable_attention,
         explicit_attention,
         standard_attention,
     )
-    from lucid_deploy.export.passes.plugin_nodes import name_plugins, strip_bodies
+    from lucid_deploy.runtimes.tensorrt.passes.plugin_nodes import name_plugins, strip_bodies
 
     prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
     functions = ir.serde.deserialize_model(artifact.graph(stage))

@@ -89,9 +89,9 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     """Load a stage's graph and run the passes that TensorRT needs; a static cache gets ``max_context`` columns."""
     import onnx_ir as ir
 
-    from lucid_deploy.export.passes.attention_forms import half_attention, standard_attention
-    from lucid_deploy.export.passes.cache_forms import fix_axis, float8_cache
-    from lucid_deploy.export.passes.plugin_nodes import plugin_domain, strip_bodies
+    from lucid_deploy.runtimes.tensorrt.passes.attention_forms import half_attention, standard_attention
+    from lucid_deploy.runtimes.tensorrt.passes.cache_forms import fix_axis, float8_cache
+    from lucid_deploy.runtimes.tensorrt.passes.plugin_nodes import plugin_domain, strip_bodies
 
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.export.passes.attention_forms import (
+from lucid_deploy.runtimes.tensorrt.passes.attention_forms import (
     explicit_attention,
     half_attention,
     standard_attention,
 )
-from lucid_deploy.export.passes.cache_forms import float8_cache
-from lucid_deploy.export.passes.plugin_nodes import name_plugins
+from lucid_deploy.runtimes.tensorrt.passes.cache_forms import float8_cache
+from lucid_deploy.runtimes.tensorrt.passes.plugin_nodes import name_plugins
 from tests.runtimes.tensorrt.graphs import LLAMA, inputs, load, open_model
 
 Exported = Callable[..., tuple[Path, Artifact]]

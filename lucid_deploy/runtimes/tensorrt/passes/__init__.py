@@ -1,0 +1,1 @@
+"""Passes over ``onnx_ir`` models that TensorRT alone needs. Each docstring says what it requires and what results."""
