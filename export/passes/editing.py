@@ -1,4 +1,4 @@
-"""Helpers of the passes: constants, and chains of new nodes."""
+"""Helpers of the passes over ``onnx_ir`` models: constants, and chains of new nodes."""
 
 from __future__ import annotations
 

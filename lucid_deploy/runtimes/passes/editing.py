@@ -1,4 +1,4 @@
-"""Helpers of the passes: find nodes, read their attributes, list what is read, and remove nodes."""
+"""Helpers of the passes over ``onnx.ModelProto``: find nodes, read attributes, list what is read, remove nodes."""
 
 from __future__ import annotations
 
