@@ -170,7 +170,7 @@ def _description(text: str, operator: str, dtype: str, inputs: Mapping[str, Arra
     if not copies:
         derivation = (
             f"{FACTOR[dtype]:g} times the baseline, and at least {FACTOR[dtype] * FLOOR[dtype]:g}: the relative error "
-            "(L2) of the batch row that is farthest off. The baseline is that of a dense implementation in "
+            "(L2) of the batch row that is farthest off. The baseline is the error of a dense implementation in "
             f"{dtype} against float64."
         )
     types = sorted({dtype, *(str(array.dtype) for array in inputs.values())})

@@ -65,8 +65,8 @@ class LinearLayers:
         if adapter.replaced or other:
             what = f"replaces {listed(sorted(adapter.replaced))}" if adapter.replaced else f"changes {listed(other)}"
             raise LucidError(
-                f"{adapter.directory} {what}. Only linear layers outside of mixtures of experts have adapters of each "
-                "row, and no tied lm_head. Merge it into the weights: --merge-adapter."
+                f"{adapter.directory} {what}. Rows can choose adapters only of linear layers outside of mixtures of "
+                "experts, and not of a tied lm_head. Merge it into the weights: --merge-adapter."
             )
         return notes
 

@@ -56,7 +56,8 @@ def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
 
     if not (checkpoint.directory / "tokenizer.json").is_file():
         raise LucidError(
-            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave that out."
+            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave out "
+            "--calibration."
         )
     ids = np.array(read_tokenizer(checkpoint.directory).encode(read_text(path)), dtype=np.int64)
     size, largest = checkpoint.config.vocab_size, ids.max(initial=0)

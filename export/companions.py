@@ -75,7 +75,7 @@ def check_tokenizer(checkpoint: Path) -> None:
         read_chat_templates(checkpoint)
     elif slow := [name for name in ("tokenizer.model", "vocab.json") if (checkpoint / name).is_file()]:
         raise LucidError(
-            f"{checkpoint} has {slow[0]} and no tokenizer.json. Make that from it, in the checkpoint, with: "
+            f"{checkpoint} has {slow[0]} and no tokenizer.json. To make it, run in that folder: "
             "python -c \"from transformers import AutoTokenizer as A; A.from_pretrained('.').save_pretrained('.')\""
         )
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 NO_STATIC_FP8 = (
-    'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type Float, '
-    'Half, or BFloat16") and in onnxruntime.'
+    "A static cache cannot be in fp8: the operator that writes a row in place takes no E4M3, neither in TensorRT "
+    '("must have type Float, Half, or BFloat16") nor in onnxruntime.'
 )
 STATE_TYPES = ("float32", "model")  # types in which recurrent states may be cached; model: the model's own
 

@@ -69,8 +69,8 @@ def plan(source: Checkpoint, options: ExportOptions) -> Plan | None:
         rows = calibration_rows(source, calibration, quantize.calibration_tokens)
         if rows.tokens < FEW_TOKENS:
             notes.append(
-                f"The calibration text has {rows.tokens} tokens: what is learned from fewer than {FEW_TOKENS} may not "
-                "hold for other text."
+                f"Weights are learned from only {rows.tokens} tokens of the calibration text: what is learned from "
+                f"fewer than {FEW_TOKENS} may not hold for other text."
             )
     return Plan(quantize, quantization, rows, tuple(notes))
 

@@ -130,7 +130,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
     if (options.head_bits or 8) not in WHOLE_SCHEMES.values():
-        raise LucidError(f"bits of a weight must be one of {', '.join(map(str, WHOLE_SCHEMES.values()))}.")
+        raise LucidError(f"--head-bits must be 8 or 4, not {options.head_bits}.")
     if options.scheme == STORED:
         _check_stored(options)
     elif options.is_float:

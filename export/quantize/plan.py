@@ -50,7 +50,9 @@ def plan_quantization(
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
     method = options.chosen_method
     head, head_bits, frequent = EMBEDDING if tied else HEAD, options.head_bits, options.frequent_rows
-    if options.takes_best and head in chosen and not head_bits:
+    if frequent and EMBEDDING not in chosen:
+        raise LucidError("frequent_rows divides a quantized embedding, and this export leaves the embedding in float.")
+    if options.takes_best and head in chosen and not head_bits and not frequent:
         frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
         head_bits = None if frequent else BEST_HEAD_BITS
     bits = {head: head_bits} if head_bits else {}
@@ -103,8 +105,8 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     if options.scheme == "nvfp4":
         if width % NVFP4_BLOCK:
             raise LucidError(
-                f"{short_name(name)} has rows of {width} elements, which blocks of {NVFP4_BLOCK} do not divide, as "
-                f"nvfp4 asks for. Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
+                f"{short_name(name)} has rows of {width} elements; nvfp4 needs a multiple of {NVFP4_BLOCK}. "
+                f"Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     method, block = options.chosen_method, options.block_size or DEFAULT_BLOCK[options.scheme]

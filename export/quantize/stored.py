@@ -66,7 +66,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
     ]
     if given:
         raise LucidError(
-            f"{source.directory} holds floating-point numbers of 8 bits, which whole numbers' operators do not read: "
+            f"{source.directory} holds floating-point numbers of 8 bits, which MatMulNBits cannot read: "
             f"leave out {' and '.join(given)}."
         )
     return dataclasses.replace(options, format="qdq")

@@ -119,8 +119,8 @@ def test_a_form_that_is_missing_is_named_with_the_reason(
 ) -> None:
     artifact = export(write_checkpoint(tmp_path / "c"), tmp_path / "a", ExportOptions("float16", cache_dtype="fp8"))
     assert [form["name"] for form in describe(artifact)["forms"]] == ["growing", "inlined"]
-    assert "It has no static graphs: A static cache is not kept in fp8" in describe(artifact)["remarks"][0]
-    with pytest.raises(LucidError, match="has no static graphs: A static cache is not kept in fp8"):
+    assert "It has no static graphs: A static cache cannot be in fp8" in describe(artifact)["remarks"][0]
+    with pytest.raises(LucidError, match="has no static graphs: A static cache cannot be in fp8"):
         artifact.form("static")
     with pytest.raises(LucidError, match=r"no inlined graphs\. Export it again without --cache and --inline"):
         exported()[1].form(inline=True)

@@ -16,7 +16,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 
 def test_a_static_cache_in_fp8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match=r"A static cache is not kept in fp8: .*--cache growing, or with"):
+    with pytest.raises(LucidError, match=r"A static cache cannot be in fp8: .*--cache growing, or with"):
         export("demo", tmp_path / "artifact", ExportOptions("float16", cache="static", cache_dtype="fp8"))
     assert not any(tmp_path.iterdir())
 

@@ -179,6 +179,8 @@ def test_only_frequent_tokens_of_a_large_tied_head_have_8_bits() -> None:
     assert record.block_sizes(tied=True)["lm_head.weight"] == 32, "inputs are rounded alike for both"
     whole = plan_quantization(shapes, True, QuantizeOptions("int4", head_bits=8))
     assert whole.pieces("model.embed_tokens.weight") == ["model.embed_tokens.weight"]
+    with pytest.raises(LucidError, match="frequent_rows divides a quantized embedding"):
+        plan_quantization({"a.weight": (32, 32)}, False, QuantizeOptions("int4", frequent_rows=9))
 
 
 def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_path: Path) -> None:
@@ -203,5 +205,5 @@ def test_a_plan_of_floats() -> None:
     assert list(plan.tensors) == ["a.weight", "lm_head.weight"]
     plan = plan_quantization(shapes, False, QuantizeOptions("nvfp4", keep_float=("lm_head",)))
     assert plan.sharing == "blocks of 16" and plan.bits_per_weight("float16") == 4.5 + 32 / (24 * 48)
-    with pytest.raises(LucidError, match=r"a has rows of 40 elements, which blocks of 16 do not divide"):
+    with pytest.raises(LucidError, match=r"a has rows of 40 elements; nvfp4 needs a multiple of 16"):
         plan_quantization({"a.weight": (24, 40)}, False, QuantizeOptions("nvfp4"))
