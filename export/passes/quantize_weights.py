@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization, weight_and_rows
+from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization, short_name, weight_and_rows
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.passes.editing import NodeChain, constant, integers, replace
 from lucid_deploy.export.passes.quantize_floats import InputRounding, dequantize_float_weight
 from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
@@ -17,8 +18,9 @@ _ACCURACY_LEVEL = {"float": 0, "int8": 4}  # of MatMulNBits: 4 allows rounding t
 def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[str, str] | None = None) -> None:
     """Replace weights by their quantized parts, in place.
 
-    Requires: a quantized weight is an initializer (else ``ValueError``), read by ``MatMul`` as ``[in, out]`` or, in the
-    format ``matmulnbits`` only, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``.
+    Requires: a quantized weight is an initializer (else ``ValueError``), read (else ``LucidError``) by ``MatMul`` as
+    ``[in, out]`` or, in the format ``matmulnbits`` only, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)``
+    or by ``ExpertMatMul``.
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits``, ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul``, or by a
@@ -50,7 +52,10 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
                 rounding.apply(node, parts)
                 offsets.add(node, parts)
             else:
-                raise ValueError(f"{graph_name} is read by input {use.idx} of {node.op_type}, which is not quantized")
+                raise LucidError(  # such as the Gemm of a shared expert in the format qdq
+                    f"{short_name(graph_name)} is read by input {use.idx} of {node.op_type}, which is not quantized "
+                    f"in the format {quantization.format}. Keep it with --keep-float {short_name(graph_name)!r}."
+                )
         del model.graph.initializers[graph_name]
     if quantization.format == "matmulnbits":
         model.opset_imports[CONTRIB] = 1

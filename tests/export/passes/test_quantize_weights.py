@@ -9,6 +9,7 @@ from onnx import helper
 
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.passes.quantize_weights import quantize_weights
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
 
@@ -105,11 +106,13 @@ def test_rows_of_an_embedding_in_pieces() -> None:
 def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
     with pytest.raises(ValueError, match="the graph has no weight w"):
         quantize_weights(model([], {"x": (FLOAT, [1])}, {}), record("qdq"))
-    with pytest.raises(ValueError, match="w is read by input 1 of Gemm, which is not quantized"):
+    with pytest.raises(
+        LucidError, match=r"w is read by input 1 of Gemm, which is not .* qdq. Keep it with --keep-float"
+    ):
         quantize_weights(product("Gemm"), record("qdq"))
     found = model([helper.make_node("Relu", ["w"], ["y"])], {"w": (FLOAT, [OUT, WIDTH])}, {"y": (FLOAT, None)})
     weight_of(found.graph, "w")
-    with pytest.raises(ValueError, match="w is read by input 0 of Relu"):
+    with pytest.raises(LucidError, match="w is read by input 0 of Relu"):
         quantize_weights(found, record("matmulnbits"))
 
 
