@@ -106,15 +106,15 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     if manifest.plugin is not None:
         register_plugins(folder / manifest.plugin.file, trt)
     runtime = trt.Runtime(logger)
-    engines = {}
+    engines, again = {}, f"Build them again: {manifest.build_command(artifact, {})}"
     for stage, entry in manifest.engines.items():
-        content = check_file(folder, entry)
+        content = check_file(folder, entry, again)
         with failure.raising():
             engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise CheckFailed(
                 f"{backend.title} {backend.version} does not read {folder / entry.file}: {explain(logger.errors)} "
-                f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
+                f"{again}"
             )
         if manifest.weightless:
             _fill_weights(trt, engine, logger, artifact, stage, manifest)

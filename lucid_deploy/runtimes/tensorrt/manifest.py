@@ -60,6 +60,13 @@ class EngineManifest:
         """Return the text of ``engines.json``."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
 
+    def build_command(self, artifact: Artifact, changed: dict[str, Any]) -> str:
+        """Return the command that builds the engines again, with the same limits but for the options in ``changed``."""
+        limits = {f"--{name.replace('_', '-')}": value for name, value in asdict(self.limits).items()}
+        words = "".join(f" {name} {value}".rstrip() for name, value in (limits | changed).items())
+        words += " --speculate" * (VERIFY in self.engines) + " --weightless" * self.weightless
+        return f"lucid-deploy build {artifact.directory} --backend {self.backend}{words} --overwrite"
+
 
 def engine_directory(artifact: Artifact, backend: str) -> Path:
     """Return where the engines of a backend lie."""
@@ -89,6 +96,7 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
     folder = engine_directory(artifact, backend)
     again = f"Build them again: lucid-deploy build {artifact.directory} --backend {backend} --overwrite"
     manifest = _read(artifact, backend, folder, again)
+    again = f"Build them again: {manifest.build_command(artifact, {})}"
     if manifest.backend_version != backend_version:
         raise LucidError(
             f"The engines in {folder} were built with {backend} {manifest.backend_version} and {backend_version} is "
@@ -105,19 +113,16 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
             f"{PLUGIN_ABI}. Run: lucid-deploy plugin build. {again}"
         )
     if manifest.plugin is not None:  # code that is about to run; engines are checked when they are read
-        check_file(folder, manifest.plugin)
+        check_file(folder, manifest.plugin, again)
     return manifest
 
 
-def check_file(folder: Path, entry: EngineFile | PluginFile) -> bytes:
+def check_file(folder: Path, entry: EngineFile | PluginFile, again: str) -> bytes:
     """Return the content of a file beside the engines' manifest; raise CheckFailed if it is missing or was changed."""
     path = folder / entry.file
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise CheckFailed(
-            f"{path} is missing or was changed after it was built. "
-            f"Build it again: lucid-deploy build {folder.parent.parent} --overwrite"
-        )
+        raise CheckFailed(f"{path} is missing or was changed after it was built. {again}")
     return content
 
 

@@ -57,10 +57,8 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return super()._checked(input_ids, cache)
 
     def _limit_remedy(self, option: str, wanted: int) -> str:
-        return (
-            f"Build the engines with a larger {option}: "
-            f"lucid-deploy build {self._artifact.directory} {option} {wanted} --overwrite"
-        )
+        again = self._engines.manifest.build_command(self._artifact, {option: wanted})
+        return f"Build the engines with a larger {option}: {again}"
 
     def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
         self._device.activate()
@@ -92,7 +90,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
     def multi_token_unsupported_reason(self) -> str | None:
         if VERIFY in self._contexts:
             return None
-        again = f"lucid-deploy build {self._artifact.directory} --speculate --overwrite"
+        again = self._engines.manifest.build_command(self._artifact, {"--speculate": ""})
         return drafts_unsupported_reason(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> CachedLayers:

@@ -53,7 +53,7 @@ def test_an_engine_that_tensorrt_does_not_read(built: Artifact) -> None:
     """Here it reads none, for want of a driver; what it says is passed on, and the plugin library was registered."""
     backend = load_backend("tensorrt-rtx")
     manifest = open_engines(built, backend.name, backend.version)
-    with pytest.raises(CheckFailed, match=r"does not read .*prefill\.engine: .*Build it again: lucid-deploy build"):
+    with pytest.raises(CheckFailed, match=r"does not read .*prefill\.engine: .*: lucid-deploy build .*--backend"):
         load_engines(built, manifest, backend)
 
 

@@ -152,10 +152,10 @@ def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
 
 def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
     cache = fixture.session.empty_cache(1)
-    with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
+    with pytest.raises(LucidError, match=r"to 96 tokens here, not 97.*-rtx --max-batch .*--max-context 97 --pre"):
         fixture.session.prefill(tokens(97)[:1], cache)
     session = TensorRtSession(fixture.artifact, fixture.engines, fixture.device, allow_extrapolation=True)
-    with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
+    with pytest.raises(LucidError, match=r"to 96 tokens here, not 97.*-rtx --max-batch .*--max-context 97 --pre"):
         session.prefill(tokens(97)[:1], session.empty_cache(1))
 
 
@@ -297,5 +297,5 @@ def test_drafts_leave_a_static_cache_and_its_recorded_step_where_they_are(export
 
 def test_engines_without_it_say_how_to_build_it(exported: Exported) -> None:
     session, _ = opened_for_drafts(exported()[1], speculate=False)
-    with pytest.raises(LucidError, match=r"no engine that verifies drafts; lucid-deploy build .* --speculate --overwr"):
+    with pytest.raises(LucidError, match=r"no engine that verifies drafts; .* --max-batch .* --speculate --overwr"):
         session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
