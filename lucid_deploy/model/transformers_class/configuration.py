@@ -192,22 +192,23 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
             raise LucidError(f"{where}: lucid_layers needs attention_type lucid. Set that, or remove lucid_layers.")
     elif not lucid and not keys.layer_kinds:
         chosen = []
-    if keys.layer_kinds and (len(keys.layer_kinds) != len(shapes) or keys.lucid_layers is not None):
-        raise LucidError(
-            f"{where}: layer_kinds names {len(keys.layer_kinds)} of {len(shapes)} layers, or is one of two lists."
-        )
+    if keys.layer_kinds and keys.lucid_layers is not None:
+        raise LucidError(f"{where}: layer_kinds and lucid_layers exclude each other. Leave one of them out.")
+    if keys.layer_kinds and len(keys.layer_kinds) != len(shapes):
+        raise LucidError(f"{where}: layer_kinds has {len(keys.layer_kinds)} entries for {len(shapes)} layers.")
     for index, kind in enumerate(keys.layer_kinds):
         fits = (KIND,) if shapes[index].is_delta else (WINDOW,) if shapes[index].window else (LUCID, STANDARD)
         if kind not in fits:
             raise LucidError(f"{where}: layer_kinds calls layer {index} {kind}; it can be {' or '.join(fits)}.")
     if lucid and not chosen:
         raise LucidError(
-            f"{where}: attention_type is {keys.attention_type}, and no layer attends to all tokens. Name some "
-            "full_attention in layer_types, or set sliding_window to null."
+            f"{where}: attention_type is {keys.attention_type}, and no layer is LUCID: lucid_layers or layer_kinds "
+            "names none, or layer_types and sliding_window give every layer a window."
         )
     for index in chosen:
         if index not in full:
-            raise LucidError(f"{where}: lucid_layers names layer {index}, which does not attend to all tokens.")
+            why = "which does not attend to all tokens" if 0 <= index < len(shapes) else f"but there are {len(shapes)}"
+            raise LucidError(f"{where}: lucid_layers names layer {index}, {why}.")
         if shapes[index].softcap is not None:
             raise LucidError(f"{where}: layer {index} caps its scores, which LUCID attention does not compute.")
         if shapes[index].sinks:
@@ -347,8 +348,7 @@ class _MetaRun:
         for made, window in self.masks:
             if mask is made or (isinstance(mask, Tensor) and mask._base is made):
                 if window == 0:
-                    words = "neither all tokens before each nor a fixed number of the last, or sees later ones"
-                    raise LucidError(f"its attention sees {words}")
+                    raise LucidError("its attention mask is neither causal nor a sliding window")
                 return window
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 

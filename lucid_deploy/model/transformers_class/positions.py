@@ -92,6 +92,6 @@ def first_position(net: Any) -> int:
     for module in net.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             if not isinstance(getattr(module, "padding_idx", None), int):
-                raise LucidError("its positions begin behind its padding token, and pad_token_id is not known")
+                raise LucidError("its positions start at pad_token_id + 1, and config.json has no pad_token_id")
             return int(module.padding_idx) + 1
     return 0

@@ -115,7 +115,7 @@ def test_a_text_of_a_class_that_counts_from_its_padding_token_is_shorter() -> No
 
 
 def test_positions_that_begin_behind_an_unknown_padding_token_are_refused() -> None:
-    with pytest.raises(LucidError, match="pad_token_id is not known"):
+    with pytest.raises(LucidError, match="has no pad_token_id"):
         parsed("roberta", pad_token_id=None)
 
 
@@ -129,7 +129,7 @@ def test_chunks_are_no_window() -> None:
     chunks = chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int64))
     for length in (16, 128):
         run = configuration._MetaRun([], length)
-        with pytest.raises(LucidError, match="neither all tokens before each nor a fixed number"):
+        with pytest.raises(LucidError, match="neither causal nor a sliding window"):
             run._window(0, run.mask(chunks))
 
 
@@ -138,9 +138,9 @@ def test_chunks_are_no_window() -> None:
     [
         ("diffllama", {}, "layer 0 calls attention twice"),
         ("bloom", {}, "layer 0 does not call attention by transformers' registry"),
-        ("bert", {}, "sees later ones"),
+        ("bert", {}, "neither causal nor a sliding window"),
         ("llama4_text", {}, r"does not call its experts \(.*\) by transformers' registry"),
-        ("llama4_text", {"moe_layers": []}, "neither all tokens before each nor a fixed number"),  # but chunks
+        ("llama4_text", {"moe_layers": []}, "neither causal nor a sliding window"),  # but chunks
         ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 4}, "would choose 4 experts, and there are 3"),
         ("gpt_oss", {"attention_type": "lucid"}, "sinks, which LUCID attention does not compute"),
         ("gemma3", {}, "computes more than text"),
@@ -149,8 +149,9 @@ def test_chunks_are_no_window() -> None:
         ("phi3", {"rope_scaling": {"type": "longrope", **LONG}}, "longrope"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 5e5}}, "does not read rope_theta of rope_parameters"),
         ("olmo2", {"architectures": ["Olmo2ForSequenceClassification"]}, "supported is Olmo2ForCausalLM"),
-        ("olmo2", {"attention_type": "lucid", "lucid_layers": [9]}, "lucid_layers names layer 9"),
+        ("olmo2", {"attention_type": "lucid", "lucid_layers": [9]}, "lucid_layers names layer 9, but there are"),
         ("olmo2", {"lucid_layers": [1]}, "lucid_layers needs attention_type lucid"),
+        ("olmo2", {"attention_type": "lucid", "lucid_layers": [], "layer_kinds": ["lucid"]}, "exclude each other"),
         ("gemma2", {"attention_type": "lucid"}, "caps its scores"),
         ("olmo2", {"hidden_act": "nothing"}, "cannot be made from it: KeyError"),
     ],
