@@ -92,7 +92,7 @@ class Registry(Generic[T]):
             raise LucidError(f"A {what} is an object of a subclass of {self._kind.__name__}, not {item!r}.")
         for name, kind in self._needs.items():
             if not isinstance(getattr(item, name, None), kind):
-                raise LucidError(f"{type(item).__name__} has no {name}, which a {what} must say ({kind.__name__}).")
+                raise LucidError(f"{type(item).__name__} has no {name}, which a {what} must define ({kind.__name__}).")
 
     def names(self) -> tuple[str, ...]:
         """Return all names, those of the toolkit first, without importing any object."""

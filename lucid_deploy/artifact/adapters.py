@@ -91,5 +91,5 @@ def _read_index(path: Path, slots: AdapterSlots) -> _Index:
     taken = [each.slot for each in index.adapters]
     names = {each.name for each in index.adapters}
     if sorted({*taken}) != taken or max(taken, default=0) > slots.count or len(names) < len(taken):
-        raise CheckFailed(f"{path} is damaged: its adapters have the slots {taken} of {slots.count}.")
+        raise CheckFailed(f"{path} is damaged: slots or names repeat, or slots descend or exceed {slots.count}.")
     return index

@@ -37,8 +37,8 @@ def read_chat_templates(directory: Path) -> dict[str, TemplateText] | None:
     named = named_templates(directory)
     if "file" in named:
         raise LucidError(
-            f"{named['file']}: transformers takes a further chat template of the name file for the one called default. "
-            f"Rename it; the default one is {TEMPLATE}."
+            f"{named['file']}: transformers takes an additional chat template named file for the default one. Rename "
+            f"it; the default template is {TEMPLATE}."
         )
     alone = directory / TEMPLATE
     files = {**({DEFAULT: alone} if alone.is_file() else {}), **named}
@@ -161,8 +161,7 @@ class ChatTemplates:
                 return self._templates[name]
         raise LucidError(
             f"Chats {'with' if tools else 'without'} tools need a chat template that is called {' or '.join(names)}; "
-            f"those of the model are called {', '.join(self._names) or 'nothing: its list is empty'}. Rename one in "
-            "the checkpoint and export again."
+            f"the model has {', '.join(self._names) or 'none'}. Rename or add one in the checkpoint and export again."
         )
 
 

@@ -33,8 +33,7 @@ def token_names(directory: Path) -> dict[str, str]:
     older += [DECODER] if DECODER in settings else []
     if older:
         raise LucidError(
-            f"The tokenizer in {directory} has tokens in {older[0]}, which this version reads when it exports only. "
-            "Export the checkpoint again."
+            f"The tokenizer in {directory} has tokens in {older[0]}, which only export reads. Export the model again."
         )
     return {name: text for name, text in named.items() if text is not None}
 

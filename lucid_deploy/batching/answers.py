@@ -53,9 +53,7 @@ class AnswerFile:
         self.answered: set[int] = set()
         self.failed = 0
         if self.path.exists() and not self.path.is_file():
-            raise LucidError(
-                f"{self.path} is not a regular file; answers need one, to go on from after an interruption."
-            )
+            raise LucidError(f"{self.path} is not a regular file; an interrupted batch can continue only from one.")
         try:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
@@ -80,7 +78,7 @@ class AnswerFile:
             os.fsync(self._handle)
         except OSError as error:
             raise LucidError(
-                f"{self.path} cannot be written: {error.strerror or error}. The answers in it are complete; free some "
+                f"{self.path} cannot be written: {error.strerror or error}. Complete answers in it are kept; free some "
                 "space and run the same command again."
             ) from error
         self.answered.update(answer["line"] for answer in answers)

@@ -91,9 +91,9 @@ def run_batch(
         **session.facts(),
     }
     parts = [f"{total - before} of {total} prompts answered"]
-    parts += [f"{before} had been before"] if before else []
     if before < total:
-        parts[-1] += f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
+        parts[0] += f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
+    parts += [f"{before} were answered before"] if before else []
     parts += [] if drafters is None else [drafts_text(drafts)]
     line = f"{', '.join(parts)}; {session.label}, {artifact.manifest.numbers}, {options.rows} rows"
     write_results(summary, options.json_target, lambda: None)

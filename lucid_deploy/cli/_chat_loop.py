@@ -222,7 +222,7 @@ class ChatSession:
                     click.echo(printable(piece) if self.interactive else piece, nl=False)
                     sys.stdout.flush()
             except _StopRequested:
-                note("Stopped before the answer; the text was taken back.")
+                note("Stopped before the answer began; your text was not added to the conversation.")
                 return
         click.echo()
         count = len(ids) - len(prompt)

@@ -33,7 +33,7 @@ _SAMPLING: dict[str, tuple[type, float, str]] = {
     "min_p": (float, 0.0, "Sample among tokens with at least this share of the likeliest one's probability."),
     "presence_penalty": (float, 0.0, "Taken off the logits of tokens that the answer has."),
     "frequency_penalty": (float, 0.0, "Taken off for each time that the answer has the token."),
-    "repetition_penalty": (float, 1.0, "0.01 to 100; above 1, tokens that prompt or answer have become less likely."),
+    "repetition_penalty": (float, 1.0, "0.01 to 100; above 1, tokens in the prompt or the answer become less likely."),
 }
 _GUIDED = ("json_schema", "regex", "choice", "grammar")
 _TEXTS: dict[str, dict[str, Any]] = {

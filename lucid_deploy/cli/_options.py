@@ -34,7 +34,7 @@ def json_option(what: str) -> Decorator:
 
 def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--trust-remote-code``."""
-    text = "Run the code that lies beside the checkpoint's weights, as you, where transformers has no class for it."
+    text = "Run the code beside the checkpoint's weights, with your rights, if transformers has no class for the model."
     return click.option("--trust-remote-code", is_flag=True, help=text)(command)
 
 

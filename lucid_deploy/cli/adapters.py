@@ -21,8 +21,8 @@ def command() -> None:
     """List, add and remove the LoRA adapters of an artifact.
 
     An artifact has room for adapters if it was exported with --adapter or --max-adapters. Its weights and graphs stay
-    as they are: one file is replaced, whole or not at all. What has opened the artifact before goes on with the
-    adapters that there were.
+    as they are: one file is replaced, whole or not at all. Processes that opened the artifact
+    before keep the adapters of that time.
 
     Example: lucid-deploy adapters add ./artifact support=./lora
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=NumberList("512,2048"),
     default="512,2048",
     show_default=True,
-    help="Prompt lengths and contexts; the model's own does not bound them.",
+    help="Prompt lengths and contexts; they may exceed the model's maximum.",
 )
 @click.option("--batches", type=NumberList("1,4"), default="1", show_default=True, help="Numbers of rows.")
 @click.option("--stages", default="prefill,decode", show_default=True, help="prefill, decode, or both with a comma.")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option(
-    "--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once; default: 1024."
+    "--prefill-chunk", type=click.IntRange(1), help="Tokens of a prefill at once; default: 1024, or the engines' limit."
 )
 @json_option("results")
 def command(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
 )
-@click.option("--plugin", type=click.Path(path_type=Path), help="The library; default: the wheel's or plugin build's.")
+@click.option("--plugin", type=click.Path(path_type=Path), help="Plugin library; default: the wheel's or your build.")
 @click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")
 def command(artifact: str, capabilities: str | None, json_target: str | None, **given: Any) -> None:

@@ -94,7 +94,7 @@ def _kind(options: SimpleNamespace) -> str:
 @click.option(
     "--truncate",
     type=click.Choice(["left", "middle"]),
-    help="Cut what begins, or the middle, of prompts that are too long.  [default: refuse them]",
+    help="Cut the beginning, or the middle, of prompts that are too long.  [default: refuse them]",
 )
 @click.option("--metadata", metavar="JSON", help="For lm_eval's tasks, as with lm_eval's own --metadata.")
 @click.option("--gen-kwargs", metavar="JSON", help="Generation options in place of the tasks'; also name=value,…")

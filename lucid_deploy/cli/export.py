@@ -62,10 +62,10 @@ _QUANTIZATION = (
 @click.option(
     "--opset",
     type=click.Choice(["23", "24"]),
-    help="ONNX operator set of graphs with a static cache; default: 24. With 23, as all others have it, they run in "
-    "OpenVINO and onnxruntime below 1.25 too.",
+    help="ONNX operator set of graphs with a static cache; default: 24. With 23, the version of all other "
+    "graphs, they also run in OpenVINO and in onnxruntime before 1.25.",
 )
-@click.option("--inline", is_flag=True, help="Write only graphs without functions, as OpenVINO needs, and no kernels.")
+@click.option("--inline", is_flag=True, help="For OpenVINO: write only graphs without functions, so without kernels.")
 @click.option(
     "--calibration",
     type=click.Path(),
@@ -95,15 +95,15 @@ _QUANTIZATION = (
     "--activations",
     ["auto", "int8", "float"],
     help="Inputs of quantized weights: rounded block by block by onnxruntime on the CPU, which is fast, or left as "
-    "they are. auto: int8 for int8 and int4.",
+    "they are. auto: int8 for int8 and int4, float for models with experts.",
 )
 @click.option(
     "--method",
     default="",
     metavar="NAME",
     help="How numbers are chosen: rtn, the nearest; hqq, with an offset for each block; distill, with scales "
-    "learned over --calibration. Default: rtn; of int4 in matmulnbits distill with --calibration, else hqq, and "
-    "--head-bits 8.",
+    "learned over --calibration. Default: rtn; for int4 in matmulnbits distill with --calibration, else hqq, "
+    "with 8 bits for the weights that need them.",
 )
 @click.option(
     "--equalize/--no-equalize",

@@ -48,7 +48,7 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation", "ablate")
-@answer_options(128, None, "Run a prompt N tokens at a time; default: 1024, with --batch 512.")
+@answer_options(128, None, "Run a prompt N tokens at a time; default: 1024, or the engines' limit; 512 with --batch.")
 @speculation_options
 @click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
 @json_option("text, ids and timings")
@@ -65,7 +65,7 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
     default=0,
     show_default=True,
     metavar="N",
-    help="With --batch: store caches of N tokens for reuse.",
+    help="With --batch: keep up to N tokens of caches for reuse.",
 )
 @click.option("--overwrite", is_flag=True, help="With --batch: start anew, and replace the answers in the output.")
 def command(

@@ -59,7 +59,7 @@ TOKEN_CHARACTERS = 32  # characters of a text file that are encoded for each wan
     "adapters",
     multiple=True,
     metavar="NAME",
-    help="Verify with this adapter, or base for none; may be repeated; default: base and all adapters.",
+    help="Verify with this adapter, or base for none; may be repeated; default: base and all, with --golden only base.",
 )
 @trust_option
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
@@ -80,9 +80,9 @@ def command(
     error is 4 times what PyTorch itself loses in the artifact's precision, in every form of the graphs; with --quick in
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
     weights, and these with the checkpoint's; what quantization costs is measured with --text. That model is this
-    toolkit's own: --golden adds numbers that others computed. Exit status 1 if anything fails, 3 if
-    nothing does but too little is proven. After either, and with --explain or --report, every layer is also run on the
-    reference's inputs, to find where the error starts.
+    toolkit's own: --golden adds numbers that others computed. Exit status 1 if anything fails, 3 if nothing does but
+    too little is proven. If a comparison with that model fails or too little is proven, and with --explain or --report,
+    every layer is also run on the reference's inputs, to find where the error starts.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """
@@ -97,7 +97,7 @@ def command(
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 
     if page == "-":
-        raise LucidError("--report - is no file: name one.")
+        raise LucidError("--report needs a file name, not -.")
     opened = open_artifact(artifact)
     base_only = given["golden"] is not None  # a golden file is about the model without adapters
     names = adapters or (BASE, *(() if base_only else (each.name for each in opened.adapters())))

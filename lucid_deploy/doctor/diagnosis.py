@@ -77,8 +77,8 @@ def _processors() -> str:
     threads, quota = allowed_threads(), processor_quota()
     text = f"{os.cpu_count()} processors"
     if quota is not None:
-        text += f"; the control group has the time of {quota:g}"
-    return text if threads is None else f"{text}; threads of this process: {threads}, unless --threads says more"
+        text += f"; the control group's quota: {quota:g} processors"
+    return text if threads is None else f"{text}; threads of this process: {threads}, unless --threads is given"
 
 
 def _torch() -> str:
@@ -106,8 +106,8 @@ def _computes(kernels: str, remedy: str) -> str:
 
     results = run_cases(RuntimeOptions(kernels=kernels), only="model_")
     if wrong := [each for each in results if each.status == FAILED]:
-        raise RuntimeError(f"computes {wrong[0].case} wrongly: {wrong[0].remark}. {remedy}, and trust no answer.")
-    return f"computes {sum(each.status == PASSED for each in results)} small models rightly"
+        raise RuntimeError(f"computes {wrong[0].case} incorrectly: {wrong[0].remark}. {remedy}, and trust no answer.")
+    return f"computes {sum(each.status == PASSED for each in results)} small models correctly"
 
 
 def _openvino() -> str:

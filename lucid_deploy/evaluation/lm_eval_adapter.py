@@ -260,16 +260,15 @@ class LucidLM(TemplateLM):
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(
-                f"Answers leave no room for a prompt: the model's context is {self._most} tokens. Set a smaller "
-                "max_gen_toks for the task."
+                f"Answers leave no room for a prompt in {self._most} tokens: lower max_gen_toks or raise max_length."
             )
         over = [(len(ids), room) for ids, room in zip(prompts, rooms, strict=True) if len(ids) > room]
         if over and self._truncate is None:
             tokens, room = max(over)
             raise LucidError(
-                f"{len(over)} of {len(prompts)} prompts are too long: one has {tokens} tokens where {room} fit, for "
-                f"the model's context is {self._most} with the answer. Cut them with --truncate left (the end is kept) "
-                "or --truncate middle (both ends are kept); scores are then marked."
+                f"{len(over)} of {len(prompts)} prompts are too long: one has {tokens} tokens where {room} fit; with "
+                f"the answer, {self._most} do (the context, or max_length). Cut them with --truncate left (the end is "
+                "kept) or --truncate middle (both ends are kept); scores are then marked."
             )
         return [cut(ids, room, self._truncate) for ids, room in zip(prompts, rooms, strict=True)]
 

@@ -223,7 +223,7 @@ def _wording(tokenizer: TokenizerLike) -> _Wording:
         sample = [*filler, *(wording.needle(key, wording.value(rng, key)) for key in wording.keys)]
         if can_write(tokenizer, wording.join.join(sample) + wording.question(key)):
             return wording
-    raise LucidError("This model's tokenizer cannot write the texts of needles in English, so it cannot be asked.")
+    raise LucidError("This tokenizer cannot write needles in English or in the demo's words. Choose another --task.")
 
 
 def _lengths(

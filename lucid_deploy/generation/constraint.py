@@ -176,7 +176,7 @@ def _checked(constraint: Constraint) -> Constraint:
 
 def _check_size(characters: int) -> None:
     if characters > MOST_CHARACTERS:
-        raise LucidError(f"It has {characters} characters; at most {MOST_CHARACTERS} are compiled.")
+        raise LucidError(f"The constraint has {characters} characters; at most {MOST_CHARACTERS} are compiled.")
 
 
 def _object(schema: Any) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _message(error: str) -> str:
         return _cannot("oneOf", " unless its schemas exclude each other")
     if "can't validate <" in error:
         return "A grammar must not name special tokens."
-    return f"It cannot be enforced: {_first_line(error)}."
+    return f"The constraint cannot be enforced: {_first_line(error)}."
 
 
 def _first_line(error: str) -> str:

@@ -189,7 +189,7 @@ class Adapter:
         module = name.removesuffix(".weight")
         where = f"{self.directory / WEIGHTS}: {module}"
         if update.a is None or update.b is None:
-            raise LucidError(f"{where} has one of the two matrices A and B.")
+            raise LucidError(f"{where} has only one of the two matrices A and B.")
         rank = _by_pattern(self._settings.rank_pattern, module, self._settings.r)
         if (update.b.shape[1], update.a.shape[0]) != (rank, rank):
             raise LucidError(
@@ -217,7 +217,7 @@ class Adapter:
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {key} cannot be read: {error}") from error
         if not value.is_floating_point() or not value.isfinite().all():
-            raise LucidError(f"{path}: {key} has numbers that are not finite, or no floating-point ones.")
+            raise LucidError(f"{path}: {key} is not floating-point, or has values that are not finite.")
         return value
 
     def _notes(self, base: Path) -> Iterable[str]:
@@ -230,7 +230,7 @@ class Adapter:
         for name in ("tokenizer.json", "chat_template.jinja"):
             own, other = self.directory / name, base / name
             if own.is_file() and (not other.is_file() or own.read_bytes() != other.read_bytes()):
-                yield f"{own} differs from the checkpoint's, which was taken. Copy it there if it is the right one."
+                yield f"{own} differs from the checkpoint's, which is used. Copy it there if it is the right one."
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:

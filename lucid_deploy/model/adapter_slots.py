@@ -74,7 +74,7 @@ class AdapterRows:
     def _add(self, name: str, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]  # (B, N, in)
         if x.dim() != 3:
-            raise LucidError(f"{name} computes on tokens without their rows, so it can have no adapter of each row")
+            raise LucidError(f"{name} gets tokens without a batch axis, so rows cannot have their own adapters in it")
         ids = x.new_full(x.shape[:1], self.default, dtype=torch.int64) if self.ids is None else self.ids
         a, b = linear.lora_A.index_select(0, ids), linear.lora_B.index_select(0, ids)
         return output + (x.to(a.dtype) @ a @ b).to(output.dtype)

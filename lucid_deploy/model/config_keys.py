@@ -134,7 +134,7 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
     refused = [*_refused(raw, family), *_refused_rope(raw)]
     if refused:
         raise LucidError(
-            f"{where}: {' '.join(refused)} The answers would be wrong without it. Remove a key from the file only if "
+            f"{where}: {' '.join(refused)} Ignoring this would give wrong answers. Remove a key from the file only if "
             "the model was trained without what it asks for."
         )
     unknown = sorted(unknown_keys(raw) - set(assume_unused))

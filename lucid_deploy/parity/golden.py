@@ -102,9 +102,9 @@ def open_golden(
         return None
     if artifact is not None and artifact.manifest.quantization is not None:
         raise LucidError(
-            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. It is "
-            "verified without --golden, every weight of it against the checkpoint; verify with --golden an export of "
-            "the weights that are not quantized."
+            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. "
+            "Verify it without --golden, which compares every weight with the checkpoint's. For --golden, export a "
+            "checkpoint that is not quantized, without --quantize."
         )
     return read_golden(path, config, layers)
 

@@ -68,7 +68,7 @@ def _check_options(runtime: Runtime, options: RuntimeOptions) -> None:
         if field not in _EVERYWHERE | runtime.options:
             owners = _listed(other.name for other in built_in_runtimes() if field in other.options)
             raise LucidError(
-                f"{flag(field)} is for {owners}; runtime {runtime.name} has none. Leave one of the two out."
+                f"{flag(field)} is for {owners}; runtime {runtime.name} does not take it. Leave one of the two out."
             )
 
 
@@ -107,13 +107,13 @@ def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
     manifest, path = artifact.manifest, artifact.directory
     every_form = "without --cache and --inline, which writes every form"
     for kind, what, accepted, remedy in (
-        (manifest.dtype, "models in", can.dtypes, f"with --dtype {_listed(can.dtypes)}"),
-        (manifest.cache, "caches that are", can.caches, every_form),
+        (manifest.dtype, "type", can.dtypes, f"with --dtype {_listed(can.dtypes)}"),
+        (manifest.cache, "cache", can.caches, every_form),
     ):
         if kind not in accepted:
             raise LucidError(
-                f"{title} runs {what} {_listed(accepted)}, and {path} has {kind}. Export {remedy}, or choose another "
-                "--runtime."
+                f"{title} takes artifacts whose {what} is {_listed(accepted)}, and that of {path} is {kind}. Export "
+                f"{remedy}, or choose another --runtime."
             )
     if manifest.graph_form not in can.graphs:
         has = "functions that it does not know"

@@ -378,7 +378,7 @@ class Session(CacheOperations[Tensor]):
         if tokens > limit and not self._extrapolates:
             remedy = "Shorten it, or pass --allow-extrapolation."
             if self.allow_extrapolation:
-                remedy = "Shorten it: with rope_scaling 'dynamic' the angles of all keys would change beyond."
+                remedy = "Shorten it: with rope_scaling 'dynamic' the angles of all keys change beyond that length."
             raise LucidError(
                 f"The context would be {tokens} tokens, the model was made for {limit} (max_position_embeddings). "
                 f"{remedy}"

@@ -11,7 +11,7 @@ from lucid_deploy.json_fields import FieldError
 
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
-DEVELOPER = "The chat template gets developer as system."
+DEVELOPER = "The chat template receives developer messages as system messages."
 # Fields that are dropped: HARMLESS ones always, those in NEUTRAL if their value is false, empty or one that it lists.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 UNSUPPORTED = ("store", "echo", "background", "stream_options.include_obfuscation", "reasoning_effort", "reasoning")
@@ -34,7 +34,7 @@ def about(text: str) -> Meta:
 StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
 Texts = Annotated[list[StopText], Meta(max_length=16)]
 Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
-Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=20)] | None
+Logprobs = Annotated[int, about("Most likely tokens to report at each position."), Meta(ge=0, le=20)] | None
 _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
@@ -53,7 +53,7 @@ class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 class StreamOptions(Fields, kw_only=True, frozen=True):
     """How a stream ends."""
 
-    include_usage: Annotated[bool, about("Whether a last chunk counts tokens; responses always do.")] | None = None
+    include_usage: Annotated[bool, about("Whether a last chunk counts tokens (/v1/responses: always).")] | None = None
 
 
 class PlainText(Fields, kw_only=True, frozen=True, tag_field="type", tag="text"):

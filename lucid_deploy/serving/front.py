@@ -49,7 +49,7 @@ STATES = {  # states in which requests are refused, with the error's message and
     "draining": ("The server is shutting down.", "shutting_down"),
     "loading": ("The model is still loading.", "loading"),
     "stuck": ("A step of the model takes longer than --timeout.", "engine_stuck"),
-    "dead": ("The engine ended by an error; see the server's log.", "engine_down"),
+    "dead": ("The engine ended or does not answer; see the server's log.", "engine_down"),
 }
 
 

@@ -23,8 +23,8 @@ COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens that the model ran.",
     "prompt_tokens_reused": "Prompt tokens that did not run, because a stored prefix held them.",
     "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
-    "draft_tokens_accepted": "Those of them that are tokens of answers.",
-    "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
+    "draft_tokens_accepted": "Drafted tokens that became tokens of answers, with --speculate.",
+    "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were almost equally likely.",
 }
 LAST = 1000  # quantiles are over this many of the newest values
 
@@ -58,11 +58,11 @@ class Metrics(Collector):
         self._gauges = gauges
         registry = self._registry = CollectorRegistry()
         registry.register(self)
-        text = "Answers, by path and HTTP status; 499: the client closed the connection before all of it came."
+        text = "Answers, by path and HTTP status; 499: the client closed the connection before all was sent."
         self.requests = Counter("lucid_requests", text, ("path", "status"), registry=registry)
         text = "Requests that ended with an error, by reason."
         self.rejected = Counter("lucid_rejected", text, ("reason",), registry=registry)
-        self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens received.", registry=registry)
+        self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens of answers that began.", registry=registry)
         self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
         self.first = Times(registry, "time_to_first_token", "From the request to its first token.")

@@ -150,7 +150,7 @@ def delete(name: str, grace: float) -> None:
             return
         except TimeoutError:  # Ray gives up after 60 s, whatever the application's grace
             if time.monotonic() > end:
-                log.warning("Ray Serve has not ended all replicas of %s; they are left to it.", name)
+                log.warning("Ray Serve has not ended all replicas of %s; Ray will end them later.", name)
                 return
         except (RayError, RayServeException) as error:
             log.warning("Ray Serve does not answer: %s", str(error).splitlines()[0])

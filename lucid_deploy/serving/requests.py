@@ -104,7 +104,7 @@ class RequestReader:
             raise FieldError("The prompt is empty: it has no tokens.", name, "empty_prompt")
         most = min(limits.context - 1, limits.prompt_tokens)
         if len(ids) > most:
-            message = f"The prompt has {len(ids)} tokens; this server takes {most}."
+            message = f"The prompt has {len(ids)} tokens; this server takes at most {most}."
             raise FieldError(message, name, "context_length_exceeded")
         last = limits.vocabulary - 1
         for token in (min(ids), max(ids)):  # the tokenizer may know more tokens than the model
@@ -126,10 +126,10 @@ class RequestReader:
         n = _within("n", body.n, limits.choices) or 1
         rows = len(items) * n
         if rows > limits.choices:
-            message = f"{len(items)} prompts with n {n} are {rows} generations; this server takes {limits.choices}."
+            message = f"{len(items)} prompts x n {n} = {rows} generations; this server takes at most {limits.choices}."
             raise FieldError(message, "n")
         if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
-            message = f"{top_logprobs} log-probabilities of {rows} generations each exceed {MOST_LOGPROBS_TOGETHER}."
+            message = f"{top_logprobs} logprobs x {rows} generations are too many: at most {MOST_LOGPROBS_TOGETHER}."
             raise FieldError(message, "top_logprobs" if name == "messages" else "logprobs")
         prompts = tuple(self._tokens(item, name) for item in items)
         longest = max(map(len, prompts))

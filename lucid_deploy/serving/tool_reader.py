@@ -41,7 +41,7 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
     except LucidError as error:
         raise FieldError(f"tools: {error}", "tools", "unsupported_parameter") from error
     if form is None:
-        message = "tools: the model's chat template has no tools, or writes calls in a form that is unknown here."
+        message = "tools: the model's chat template supports none, or writes calls in a format unknown to this server."
         raise FieldError(message, "tools", "unsupported_parameter")
     schemas = _schemas(tools)
     if isinstance(choice, ToolChoice):
@@ -125,7 +125,7 @@ def _check_result(where: str, message: Message, known: set[str]) -> None:
     elif message.tool_call_id is None:
         raise FieldError(f"The field {field} is missing.", field, "missing_field")
     elif message.tool_call_id not in known:
-        raise FieldError(f"{field}: no assistant's message before it has a call of that id.", field)
+        raise FieldError(f"{field}: no earlier assistant message has a tool call with this id.", field)
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ struct DecodeAttention : OperatorBase<T> {
         std::vector<int64_t> row = k.shape, column = k.shape;
         row[2] = q.shape[2];
         column[3] = 1;
-        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new has other rows than Q");
+        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new is not [batch, kv_heads, sequence, head_dim]");
         context.require(
             q.at(0) == k.at(0) && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
             "Q and K do not fit together");

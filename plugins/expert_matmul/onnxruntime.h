@@ -15,7 +15,7 @@ struct SortedRows {
 
     SortedRows(const Context& context, const int64_t* expert, size_t rows, int64_t experts) : order(rows) {
         for (size_t row = 0; row < rows; ++row)
-            context.require(expert[row] >= 0 && expert[row] < experts, "there is no such expert");
+            context.require(expert[row] >= 0 && expert[row] < experts, "expert is negative or not below the number of experts");
         std::iota(order.begin(), order.end(), size_t{0});
         std::stable_sort(order.begin(), order.end(), [&](size_t one, size_t other) { return expert[one] < expert[other]; });
         for (size_t place = 0; place < order.size(); ++place) {
@@ -68,13 +68,13 @@ struct QuantizedExpertMatMul : OperatorBase<T> {
         size_t bits = depth == 0 ? 0 : blocks * bytes * 8 / depth;
         context.require((bits == 4 || bits == 8) && blocks * bytes * 8 == depth * bits && depth % blocks == 0 &&
                             depth / blocks % 32 == 0,
-                        "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 32 numbers");
+                        "the blocks of W must cover the last axis of X, each with a multiple of 32 numbers of 4 or 8 bits");
         context.require(scales.at(0) == w.at(0) && scales.at(1) == columns && scales.at(2) == blocks,
-                        "scales has not one number a block of W");
+                        "scales needs one number per block of W");
         const S* offsets = nullptr;
         if constexpr (std::is_same_v<Table, table::QuantizedExpertMatMulOffsets>) {
             auto given = context.input<S>(In::offsets, 3);
-            context.require(given.shape == scales.shape, "offsets has not one number a block of W");
+            context.require(given.shape == scales.shape, "offsets needs one number per block of W");
             offsets = given.data;
         }
         context.require(expert.shape[0] == x.shape[0], "expert has not as many elements as X has rows");

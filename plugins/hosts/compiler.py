@@ -29,7 +29,7 @@ def find_compiler() -> str:
     if variable and len(words := variable.split()) > 1 and shutil.which(words[0]):
         raise LucidError(f"CXX={variable} contains compiler arguments, which are not supported. Set CXX to a name.")
     tried = f"CXX={variable}" if variable else ", ".join(COMPILERS)
-    raise LucidError(f"Building the plugin needs a C++17 compiler, and none was found ({tried}). Install g++.")
+    raise LucidError(f"Building the library needs a C++17 compiler, and none was found ({tried}). Install g++.")
 
 
 def check_gcc(compiler: str) -> None:
@@ -78,7 +78,7 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
         raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
     if process.returncode != 0:
         reason = errors.strip() or f"The compiler printed nothing and exited with status {process.returncode}."
-        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{reason}")
+        raise LucidError(f"The library does not compile. {' '.join(command)}\n{reason}")
     if not library.is_file():
         raise LucidError(f"The compiler {command[0]} succeeded but wrote no library. Install g++, or set CXX to it.")
 

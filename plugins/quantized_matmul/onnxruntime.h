@@ -88,11 +88,11 @@ struct QuantizedMatMul : OperatorBase<T> {
         size_t depth = x.at(x.shape.size() - 1), bits = depth == 0 ? 0 : w.blocks * w.block_bytes * 8 / depth;
         context.require((bits == 4 || bits == 8) && w.blocks * w.block_bytes * 8 == depth * bits &&
                             depth / w.blocks % kBlockStep == 0 && depth % w.blocks == 0,
-                        "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers");
+                        "the blocks of W must cover the last axis of X, each with a multiple of 16 numbers of 4 or 8 bits");
         context.require(depth / w.blocks <= kMostInBlock, "a block of W has more than 32768 numbers");
-        context.require(scales.at(0) == w.columns && scales.at(1) == w.blocks, "scales has not one number a block of W");
+        context.require(scales.at(0) == w.columns && scales.at(1) == w.blocks, "scales needs one number per block of W");
         context.require(fits(w, scales, moves) && (!kHasZeros || w.zero_bytes == (w.blocks * bits + 7) / 8),
-                        kHasZeros ? "zero_points has not one number a block of W" : "offsets has not one number a block of W");
+                        kHasZeros ? "zero_points needs one number per block of W" : "offsets needs one number per block of W");
         std::vector<int64_t> shape = x.shape;
         shape.back() = numbers.shape[0];
         size_t rows = 1;

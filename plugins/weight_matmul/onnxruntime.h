@@ -23,7 +23,7 @@ struct WeightMatMul : OperatorBase<T> {
         auto w = context.input<W>(In::W, 2);
         constexpr size_t depth = Transposed ? 1 : 0, columns = 1 - depth; // axes of W
         context.require(!x.shape.empty() && x.shape.back() == w.shape[depth],
-                        Transposed ? "X has not as many columns as W" : "X has not as many columns as W has rows");
+                        Transposed ? "the last axes of X and W differ" : "the last axis of X and the first of W differ");
         std::vector<int64_t> shape = x.shape;
         shape.back() = w.shape[columns];
         size_t rows = 1;
@@ -61,7 +61,7 @@ struct AdapterMatMul : OperatorBase<T> {
         context.require(a.shape[0] == b.shape[0] && a.shape[2] == b.shape[1], "A and B do not fit each other");
         context.require(ids.shape[0] == y.shape[0], "adapter_ids has not as many elements as Y has rows");
         for (size_t row = 0; row < y.at(0); ++row)
-            context.require(ids.data[row] >= 0 && ids.data[row] < a.shape[0], "there is no such adapter");
+            context.require(ids.data[row] >= 0 && ids.data[row] < a.shape[0], "adapter_ids is negative or beyond the adapters");
         T* o = context.output<T>(Table::Out::O, y.shape);
         kernels<T>().adapter_matmul({y.data, x.data, a.data, b.data, ids.data, o, y.at(0), y.at(1), x.at(2), a.at(2), y.at(2)},
                                     SessionPool(context));

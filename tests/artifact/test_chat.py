@@ -108,7 +108,7 @@ def outcome(render: Callable[[], str]) -> str:
     try:
         return render()
     except (LucidError, ValueError) as error:
-        assert "Rename one in the checkpoint" in str(error) or "no default specified" in str(error), error
+        assert "Rename or add one in the checkpoint" in str(error) or "no default specified" in str(error), error
         return ", ".join(sorted(name for name in EVERY if re.search(f"called .*{name}[,.]|{name!r}", str(error))))
 
 

@@ -101,7 +101,7 @@ def test_tokens_are_those_of_transformers(files: dict[str, Any], padding: str | 
 def test_an_artifact_of_an_earlier_version_is_to_be_exported_again(
     files: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(LucidError, match=rf"has tokens in {said}, .*\. Export the checkpoint again\."):
+    with pytest.raises(LucidError, match=rf"has tokens in {said}, .*\. Export the model again\."):
         TextTokenizer(write(tmp_path, [AddedToken("<s>")], **files))
 
 

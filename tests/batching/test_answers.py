@@ -116,7 +116,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lucid_deploy.batching.answers.os.write", full)
-    with pytest.raises(LucidError, match=r"No space left on device.+ are complete; free some space"):
+    with pytest.raises(LucidError, match=r"No space left on device.+ are kept; free some space"):
         file.write([answer(1)])
     assert file.answered == set()
     file.close()

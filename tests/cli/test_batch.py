@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
     lines = part.splitlines(keepends=True)
     place.output.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # the last one is torn
     result = place.run("-n", 200, "--rows", 2)
-    assert f"{len(lines) - 1} had been before" in result.stderr or len(lines) == 1
+    assert f"{len(lines) - 1} were answered before" in result.stderr or len(lines) == 1
     assert place.answers() == wanted
     before = place.output.read_bytes()
     place.run("-n", 200)  # nothing is left to do

@@ -147,7 +147,7 @@ def test_answers_are_what_the_options_ask_for(with_byte_level_tokenizer: Callabl
         assert re.fullmatch(wanted, first) and re.fullmatch(wanted, second) and "(eos)" in result.stderr
         alone = CliRunner().invoke(main, ["run", str(directory), "--prompt", "keys", *sampled, *options])
         assert alone.stdout == first + "\n"
-    assert "--regex: It cannot be enforced" in chat(directory, options=("--regex", "("), status=2).stderr
+    assert "--regex: The constraint cannot be enforced" in chat(directory, options=("--regex", "("), status=2).stderr
     assert (
         "--choice cannot be combined with --regex"
         in chat(directory, options=("--regex", "a", "--choice", "a"), status=2).stderr

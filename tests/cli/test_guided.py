@@ -62,7 +62,7 @@ def test_lines_of_a_batch_say_it_too(run: Callable[..., Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--regex", "("), "--regex: It cannot be enforced"),
+        (("--regex", "("), "--regex: The constraint cannot be enforced"),
         (("--regex", "a", "--choice", "b"), "--choice cannot be combined with --regex"),
         (("--choice", ""), "--choice: A choice must be text"),
         (("--json-schema", "/nowhere"), "--json-schema /nowhere cannot be read"),

@@ -85,7 +85,7 @@ def test_nothing_expensive_is_run_unless_asked_or_failed(example):
         (["--seed", "-1"], "The seed must be 0 or more, not -1."),
         (["--report", "{tmp}/none/page.html"], "there is no folder"),
         (["--report", "{tmp}"], "it is a folder"),
-        (["--report", "-"], "is no file: name one"),
+        (["--report", "-"], "needs a file name, not -"),
         (["--text", "{tmp}/none.txt"], "cannot be read"),
         (["--text", "{tmp}"], "cannot be read"),
         (["--text", "{tmp}/empty.txt"], "takes at least 2"),

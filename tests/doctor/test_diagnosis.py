@@ -33,7 +33,7 @@ def test_what_works_is_tried_and_not_only_found() -> None:
     """The solve of equal keys is known: each value less the one before it."""
     found = {check.name: run_check(check) for check in CHECKS if check.name in ("torch", "onnxruntime")}
     assert [finding.status for finding in found.values()] == ["ok", "ok"]
-    assert found["torch"].remark.startswith("solves") and "small models rightly" in found["onnxruntime"].remark
+    assert found["torch"].remark.startswith("solves") and "small models correctly" in found["onnxruntime"].remark
 
 
 def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +50,4 @@ def test_an_onnxruntime_that_computes_wrongly_is_broken(monkeypatch: pytest.Monk
         [check] = [each for each in CHECKS if each.name == name]
         found = run_check(check)
         assert found.status == "broken"
-        assert "computes model_decode wrongly: " in found.remark and f"{remedy}" in found.remark
+        assert "computes model_decode incorrectly: " in found.remark and f"{remedy}" in found.remark

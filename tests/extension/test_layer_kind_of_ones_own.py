@@ -104,7 +104,7 @@ def test_what_is_no_kind_or_family_is_refused():
         register_layer_kind(ToyKind)
     with pytest.raises(LucidError, match="A family is an object of a subclass of Family, not <class"):
         register_family(type("Mine", (Family,), {"model_type": "mine", "architectures": ()}))
-    with pytest.raises(LucidError, match=r"Mine has no architectures, which a family must say \(tuple\)"):
+    with pytest.raises(LucidError, match=r"Mine has no architectures, which a family must define \(tuple\)"):
         register_family(type("Mine", (Family,), {"model_type": "mine"})())
 
 

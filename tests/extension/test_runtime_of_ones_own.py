@@ -94,11 +94,11 @@ def test_it_runs_batches(small: Artifact, tmp_path: Path) -> None:
 def test_what_it_does_not_declare_is_refused(small: Artifact, exported: Exported) -> None:
     static = exported(cache="static")[1].directory
     for arguments, message in (
-        ([static], "Runtime reference runs caches that are growing"),
-        ([small.directory, "--provider", "cuda"], "--provider is for onnxruntime; runtime reference has none"),
+        ([static], "Runtime reference takes artifacts whose cache is growing"),
+        ([small.directory, "--provider", "cuda"], "--provider is for onnxruntime; runtime reference does not take it"),
         (
             [small.directory, "--threads", "2"],
-            "--threads is for torch, onnxruntime or openvino; runtime reference has none",
+            "--threads is for torch, onnxruntime or openvino; runtime reference does not take it",
         ),
         ([small.directory, "--device", "cuda"], "Runtime reference runs on cpu, not on 'cuda'"),
     ):

@@ -130,7 +130,7 @@ def test_other_methods_are_refused_by_name(made: tuple[Path, Path], keys: dict[s
         ("cut", "cut or corrupted"),
         ("missing", "safe_serialization=True"),
         ("infinite", "not finite"),
-        ("half", "one of the two matrices"),
+        ("half", "only one of the two matrices"),
         ("unknown", "of no kind that is supported"),
         ("other names", "changes weights that .* does not have: model.layers.7"),
         ("other shape", r"is \[144, 64\] there and \[152, 64\] here"),

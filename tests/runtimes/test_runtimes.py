@@ -91,13 +91,13 @@ def test_a_registered_runtime_is_opened_with_its_options(registered: Any, export
 @pytest.mark.parametrize(
     ("can", "options", "message"),
     [
-        ({}, {"provider": "cuda"}, "--provider is for onnxruntime; runtime recording has none"),
-        ({}, {"kernels": "functions"}, "--kernels is for onnxruntime; runtime recording has none"),
+        ({}, {"provider": "cuda"}, "--provider is for onnxruntime; runtime recording does not take it"),
+        ({}, {"kernels": "functions"}, "--kernels is for onnxruntime; runtime recording does not take it"),
         ({}, {"device": "cuda"}, r"runs on cpu, not on 'cuda'\. Choose --runtime torch or tensorrt, or"),
         ({"devices": ("cpu", "npu")}, {"device": "npu:x"}, r"runs on cpu or npu, not on 'npu:x'\.$"),
         ({}, {"device": "cpu:1"}, "not on 'cpu:1'"),
-        ({"dtypes": ("float16",)}, {}, "runs models in float16, and .* has float32. Export with --dtype float16"),
-        ({"caches": ("static",)}, {}, "runs caches that are static, and .* has growing. Export without --cache and"),
+        ({"dtypes": ("float16",)}, {}, "whose type is float16, and that of .* is float32. Export with --dtype float16"),
+        ({"caches": ("static",)}, {}, "whose cache is static, and that of .* is growing. Export without --cache and"),
         (
             {"packages": ("no_such_package",), "install": "a[b]"},
             {},

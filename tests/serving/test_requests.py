@@ -45,7 +45,7 @@ def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Pat
 
 def test_chats_without_tools_need_a_template_called_default(tmp_path: Path) -> None:
     read = reader(tmp_path, {"tool_use": "{{ tools }}"})
-    with pytest.raises(ApiError, match=r"called default; those of the model are called tool_use\.") as caught:
+    with pytest.raises(ApiError, match=r"called default; the model has tool_use\.") as caught:
         read.read("chat", chat("w5"))
     assert (caught.value.status, caught.value.code) == (400, "no_chat_template")
 
@@ -159,10 +159,10 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion([1, 100]), "Token id 100 is outside the vocabulary (0 to 99)", "invalid_value"),
         (completion([10**30]), "outside the vocabulary", "invalid_value"),
         (completion(["w1", [1]]), "a mixture", "invalid_value"),
-        (completion([[1]] * 9), "9 prompts with n 1 are 9 generations; this server takes 8", "invalid_value"),
-        (completion([[1]] * 3, n=3), "3 prompts with n 3 are 9 generations", "invalid_value"),
+        (completion([[1]] * 9), "9 prompts x n 1 = 9 generations; this server takes at most 8", "invalid_value"),
+        (completion([[1]] * 3, n=3), "3 prompts x n 3 = 9 generations", "invalid_value"),
         (completion("w1", n=9), "n must be 1 to 8", "invalid_value"),
-        (completion("w1 " * 41), "41 tokens; this server takes 40", "context_length_exceeded"),
+        (completion("w1 " * 41), "41 tokens; this server takes at most 40", "context_length_exceeded"),
         (
             completion("w1", max_tokens=50),
             "and 50 new ones exceed the context, 50",
@@ -190,7 +190,7 @@ def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_p
 
 
 def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
-    assert "40 tokens; this server takes 39" in refused(tmp_path, completion("w1 " * 40), context=40).message
+    assert "40 tokens; this server takes at most 39" in refused(tmp_path, completion("w1 " * 40), context=40).message
 
 
 def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
@@ -205,8 +205,13 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         (None, {}, "has no chat template", None),
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
         ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
-        ("x", {"n": 9, "logprobs": True, "top_logprobs": 20}, "of 9 generations each exceed 160", "top_logprobs"),
-        ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template has no tools", "tools"),
+        (
+            "x",
+            {"n": 9, "logprobs": True, "top_logprobs": 20},
+            "x 9 generations are too many: at most 160",
+            "top_logprobs",
+        ),
+        ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template supports none", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],
 )

@@ -62,7 +62,7 @@ class PackedParts:
         try:
             return self.layout.read({part: tensor(name) for part, name in self.names.items()})
         except ValueError as error:
-            raise LucidError(f"{where}: {self.module} is not supported: {error}.") from error
+            raise LucidError(f"{where}: {self.module} cannot be read: {error}.") from error
 
 
 def find_parts(

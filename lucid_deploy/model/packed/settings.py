@@ -89,7 +89,7 @@ def gptq_layout(settings: dict[str, Any]) -> IntegerLayout:
     """Read the settings of AutoGPTQ and gptqmodel."""
     given = read_settings(settings, _Gptq, _GPTQ_IGNORED)
     if given.format and given.checkpoint_format and given.format != given.checkpoint_format:
-        raise ValueError(f"format is {given.format!r} and checkpoint_format {given.checkpoint_format!r}")
+        raise ValueError(f"format {given.format} and checkpoint_format {given.checkpoint_format} contradict each other")
     if given.is_marlin_format:
         raise ValueError("is_marlin_format is true, and the Marlin layout is not supported")
     if given.dynamic:
@@ -201,10 +201,10 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
     if given.sparsity_config.get("format", "dense") != "dense":
         raise ValueError("sparsity_config stores weights with zeros left out, which is not supported")
     if len(given.config_groups) != 1:
-        raise ValueError(f"it has {len(given.config_groups)} config_groups, ways to quantize a layer; it takes one")
+        raise ValueError(f"it has {len(given.config_groups)} config_groups (ways to quantize a layer); 1 is supported")
     group = read_settings(next(iter(given.config_groups.values())), _Group, ("targets",), "config_groups")
     if group.format not in (None, given.format):
-        raise ValueError(f"format is {given.format!r}, and that of config_groups {group.format!r}")
+        raise ValueError(f"format {given.format!r} and that of config_groups, {group.format!r}, contradict each other")
     if group.output_activations:
         raise ValueError("output_activations, which rounds the outputs of layers, is not supported")
     weights = _numbers(group.weights, "weights")

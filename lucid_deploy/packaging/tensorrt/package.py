@@ -94,8 +94,8 @@ def package_tensorrt(
 def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
     if artifact.manifest.adapters is not None:
         raise LucidError(
-            f"{artifact.directory} has adapters of each row, which this package does not feed. Export with "
-            "--merge-adapter, or build engines: lucid-deploy build."
+            f"{artifact.directory} has LoRA adapters that each row of a batch chooses (input adapter_ids), and this "
+            "package records no such input. Export with --merge-adapter, or build engines: lucid-deploy build."
         )
     if artifact.manifest.cache == "static":
         raise LucidError(

@@ -46,7 +46,7 @@ def trtexec_script(profiles: Profiles, plugin: str | None, decomposable: bool) -
     """Return ``build.sh``, which builds both engines with trtexec."""
     lines = [_START.format(what="Builds both engines with trtexec, on the GPU that is to run them.").rstrip()]
     lines += [
-        "# TRTEXEC names another trtexec. TRTEXEC_OPTIONS replaces options on types: TensorRT 11 has one typing only.",
+        "# TRTEXEC names another trtexec. TRTEXEC_OPTIONS replaces the default; TensorRT 11 is always strongly typed.",
         ': "${TRTEXEC:=trtexec}"',
         ': "${TRTEXEC_OPTIONS=--stronglyTyped --noTF32}"',
         'if ! command -v "$TRTEXEC" >/dev/null; then',

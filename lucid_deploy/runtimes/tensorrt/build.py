@@ -170,7 +170,7 @@ def _capability_here(backend: Backend, options: BuildOptions) -> int:
     except LucidError as error:
         why = f"{backend.title} measures" if backend.needs_gpu_to_build else "--weightless compiles"
         instead = "leave out --weightless" if options.weightless else "build with --backend tensorrt-rtx"
-        raise LucidError(f"{why} on the GPU of the building machine. {error} Or {instead}.") from error
+        raise LucidError(f"{why} on the GPU of the building machine. {error} Otherwise {instead}.") from error
 
 
 def _library(

@@ -97,12 +97,12 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     if record is not None and record.format != "qdq":
         raise LucidError(
             f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
-            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq, from the checkpoint before it was "
-            "quantized if that has zero points."
+            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq. If the quantized checkpoint has "
+            "zero points, export the checkpoint that it was made from."
         )
     static = artifact.manifest.cache == "static"
     if stage == VERIFY and (reason := artifact.drafts_unsupported_reason):
-        raise LucidError(f"No engine can verify drafts: {reason}. Or leave out --speculate.")
+        raise LucidError(f"No engine can verify drafts: {reason}. Otherwise leave out --speculate.")
     graph = artifact.graph(stage)
     if artifact.manifest.cache_dtype == FP8 and stage != "prefill":
         graph = _reading_fp8(artifact, stage, graph)
@@ -163,9 +163,9 @@ def check_artifact(artifact: Artifact) -> None:
         )
     if manifest.cache_dtype == FP8 and (manifest.dtype == "float32" or manifest.cache == "static"):
         raise LucidError(
-            "TensorRT engines keep a cache in fp8 beside float16 and bfloat16, and a growing one: TensorRT writes no "
-            f"E4M3 in place. {artifact.directory} is in {manifest.dtype} with a {manifest.cache} cache. Export with "
-            "--dtype float16 and --cache growing, or with --cache-dtype auto."
+            "An fp8 cache runs in TensorRT only in float16 or bfloat16 models with a growing cache: TensorRT cannot "
+            f"write E4M3 in place. {artifact.directory} is in {manifest.dtype} with a {manifest.cache} cache. Export "
+            "with --dtype float16 and --cache growing, or with --cache-dtype auto."
         )
     if manifest.cache == "static" and not artifact.writes_in_place:
         raise LucidError(

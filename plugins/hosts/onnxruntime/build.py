@@ -86,7 +86,7 @@ def check_ort_library(library: Path) -> None:
     advice = f"Run: {BUILD_COMMAND}, or do without it: --kernels functions."
     record = _record_of(library)
     if record is None:
-        raise LucidError(f"The library of kernels {library} is damaged: it differs from its record. {advice}")
+        raise LucidError(f"The library {library} cannot be trusted: its record is missing or differs. {advice}")
     if record["abi"] != ORT_ABI or record["sources"] != source_hash():
         raise LucidError(f"The library of kernels {library} was built from the sources of another version. {advice}")
 

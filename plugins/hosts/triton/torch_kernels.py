@@ -54,8 +54,8 @@ def device_unsupported_reason(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return "the kernels are for NVIDIA GPUs"
     major, minor = torch.cuda.get_device_capability(device)
-    if 10 * major + minor < architectures(TUNED)[0]:
-        return f"compute capability {major}.{minor} is older than the kernels'"
+    if 10 * major + minor < (least := architectures(TUNED)[0]):
+        return f"compute capability {major}.{minor} is too old: the kernels need {least / 10} or newer"
     return None
 
 

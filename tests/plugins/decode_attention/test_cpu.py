@@ -143,7 +143,7 @@ def test_standard_attention_of_one_token(library, fastest, total, width, groups,
     ("change", "message"),
     [
         (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y[:, :, 1:], m), "K and Y differ"),
-        (lambda q, kn, vn, k, y, m: (q, kn[:, :, :0], vn, k, y, m), "other rows than Q"),
+        (lambda q, kn, vn, k, y, m: (q, kn[:, :, :0], vn, k, y, m), "K_new or V_new is not"),
         (lambda q, kn, vn, k, y, m: (q[:, :3], kn, vn, k, y, m), "Q and K do not fit"),
         (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y, m[:, 1:]), "mask is not"),
     ],

@@ -231,18 +231,18 @@ def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad, moved):
 @pytest.mark.parametrize(
     ("moved", "changed", "shape", "message"),
     [
-        ("zero_points", 0, (2, 64), "QuantizedMatMulZeroPoints: W has not X's columns in blocks of 4 or 8 bits"),
-        ("zero_points", 0, (2, 0), "W has not X's columns in blocks"),
+        ("zero_points", 0, (2, 64), "QuantizedMatMulZeroPoints: the blocks of W must cover"),
+        ("zero_points", 0, (2, 0), "the blocks of W must cover"),
         (
             "zero_points",
             1,
             (40, 12, 4),
-            "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers",
+            "the blocks of W must cover the last axis of X, each with a multiple of 16",
         ),
-        ("zero_points", 2, (40, 2), "scales has not one number a block of W"),
-        ("zero_points", 2, (39, 3), "scales has not one number a block of W"),
-        ("zero_points", 3, (40, 1), "zero_points has not one number a block of W"),
-        ("offsets", 3, (40, 3), "QuantizedMatMulOffsets: offsets has not one number a block of W"),
+        ("zero_points", 2, (40, 2), "scales needs one number per block of W"),
+        ("zero_points", 2, (39, 3), "scales needs one number per block of W"),
+        ("zero_points", 3, (40, 1), "zero_points needs one number per block of W"),
+        ("offsets", 3, (40, 3), "QuantizedMatMulOffsets: offsets needs one number per block of W"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(

@@ -126,11 +126,11 @@ def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
         open_session(artifact, provider="rocm")
     with pytest.raises(LucidError, match="with --provider cuda runs on cuda, not on 'tpu'"):
         open_session(artifact, device="tpu", provider="cuda")
-    with pytest.raises(LucidError, match="--provider cuda runs models in float32 or float16, and"):
+    with pytest.raises(LucidError, match="--provider cuda takes artifacts whose type is float32 or float16, and"):
         open_session(exported("bfloat16", tie_word_embeddings=True)[1], provider="cuda")
     with pytest.raises(LucidError, match=r"tensorrt keeps cached tensors of the sort rows or state; .* the sort ring"):
         open_session(exported(**MIXED)[1], provider="tensorrt")
-    with pytest.raises(LucidError, match=r"cuda runs caches that are growing, and .* Export without --cache and"):
+    with pytest.raises(LucidError, match=r"cuda takes artifacts whose cache is growing.* Export without --cache and"):
         open_session(exported(cache="static")[1], provider="cuda")
 
 

@@ -114,7 +114,7 @@ def test_types(exported: Exported, options: dict[str, str]) -> None:
     ("changes", "message"),
     [
         ({"inline": False}, "they have functions that it does not know. Export without --cache and --inline"),
-        ({"dtype": "bfloat16"}, "runs models in float32 or float16, and .* has bfloat16. Export with --dtype float32"),
+        ({"dtype": "bfloat16"}, "type is float32 or float16, .* is bfloat16. Export with --dtype float32"),
     ],
     ids=str,
 )

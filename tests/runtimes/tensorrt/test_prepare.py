@@ -60,11 +60,11 @@ def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[
         ({"cache_dtype": "int8"}, "Export with --cache-dtype auto"),
         (
             {"cache_dtype": "fp8"},
-            "keep a cache in fp8 beside float16 and bfloat16.* is in float32 with a growing cache",
+            "only in float16 or bfloat16 models.* is in float32 with a growing cache",
         ),
         (
             {"cache_dtype": "fp8", "dtype": "float16", "cache": "static"},
-            "TensorRT writes no E4M3 in place.* is in float16 with a static cache",
+            "cannot write E4M3 in place.* is in float16 with a static cache",
         ),
         ({"inline": True}, "Export without --cache and --inline"),
     ],

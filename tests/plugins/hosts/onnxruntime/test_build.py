@@ -51,7 +51,7 @@ def test_a_damaged_library(copy, damage):
         record.unlink()
     else:
         record.write_text("[1" if damage == "not a record" else '{"abi": 1}')
-    with pytest.raises(LucidError, match=r"is damaged.*plugin build --target onnxruntime.*--kernels functions"):
+    with pytest.raises(LucidError, match=r"cannot be trusted.*plugin build --target onnxruntime.*--kernels functions"):
         build.check_ort_library(copy)
 
 
