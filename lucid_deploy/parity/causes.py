@@ -65,7 +65,7 @@ class Explanation:
         return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
 
     def sentence(self, failed: bool, unproven: bool = False) -> str:
-        """Say where errors start; empty if nothing ``failed``, is ``unproven`` or has an own error beyond its gate."""
+        """Say where errors start; empty if neither ``failed`` nor ``unproven``, and no own error is beyond its gate."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"

@@ -61,8 +61,8 @@ class GroupedQueryAttention(Mixer):
         """
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
-        k_past, y_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)
-        keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
+        k_past, y_past = self.codec.decode(past, q.dtype)  # (B, KV, P or M, D)
+        keys = torch.cat([k_past, k], dim=2)  # (B, KV, P or M + N, D)
         o, y, values = self.attend(q, k, v, keys, k_past, y_past, step)
         present: LayerCache = (keys, values)
         stored = zip(past, self.codec.encode(k, y), strict=True)
