@@ -73,7 +73,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact that takes over a checkpoint's quantized values; ``LucidError`` if one does not fit."""
+    """Plan an artifact that takes over a checkpoint's quantized weights; ``LucidError`` if it cannot hold one."""
     layout, form = source.layout, options.chosen_format
     assert layout is not None
     check_kernels(form, dtype)

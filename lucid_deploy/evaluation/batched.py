@@ -150,7 +150,7 @@ def _waves(
         session.check_length(len(ids) + room)
     shared = [_shared_length(group, tail) for group, tail in zip(groups, tails, strict=True)]
     longest = [max(map(len, group)) for group in groups]
-    # Groups of similar size side by side, the largest first: too little memory shows at once.
+    # Groups of equally many prompts side by side, the longest of these first: too little memory soon shows.
     order = sorted(range(len(groups)), key=lambda g: (-len(groups[g]), -shared[g], -longest[g], g))
     while order:
         count = 1

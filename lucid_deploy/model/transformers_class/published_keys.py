@@ -61,7 +61,7 @@ _UNUSED: dict[str, frozenset[str]] = {
     "qwen3_5_text": _OF_QWEN3_5,
     "qwen3_5_moe_text": _OF_QWEN3_5 | {"intermediate_size"},  # every MLP is one of experts
     "hunyuan_v1_dense": frozenset(
-        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")  # the last two matter only with use_cla
+        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")  # for use_cla, and for classifiers
     ),
 }
 ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in published files

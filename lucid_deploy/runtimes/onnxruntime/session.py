@@ -71,7 +71,7 @@ class OrtSession(ArtifactSession[Any]):
         self.options = replace(options, kernels=self.kernels or "auto")
         self._ort = ort
         # Chosen by measurement. A packed copy of the weights makes onnxruntime's products of few rows (short prompts)
-        # up to three times as fast, but not those of one row; a large model has no such copy.
+        # up to three times as fast, but not those of one row. A large model has none, unless it is quantized:
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self.quantization = manifest.quantization
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
