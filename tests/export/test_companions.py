@@ -74,7 +74,7 @@ def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path) -> N
 def test_a_tokenizer_of_another_form_is_refused(tmp_path: Path, name: str) -> None:
     check_tokenizer(tmp_path)  # none at all is not
     (tmp_path / name).write_text("")
-    with pytest.raises(LucidError, match=rf"has {name} and no tokenizer\.json\. Make that .*save_pretrained"):
+    with pytest.raises(LucidError, match=rf"has {name} and no tokenizer\.json\. To make it, .*save_pretrained"):
         check_tokenizer(tmp_path)
 
 

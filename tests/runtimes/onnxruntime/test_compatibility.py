@@ -93,10 +93,10 @@ def test_a_library_that_is_wanted_and_missing(exported, no_library):
 def test_a_damaged_library_is_never_passed_over(exported, no_library, tmp_path):
     user_ort_library().parent.mkdir()
     user_ort_library().write_text("not a library")
-    with pytest.raises(LucidError, match="is damaged"):
+    with pytest.raises(LucidError, match="cannot be trusted"):
         open_session(exported()[1])
     assert open_session(exported()[1], kernels="functions").kernels == "functions"
     facts = describe_kernels()
-    assert facts["auto"] is None and "is damaged" in facts["problem"]
+    assert facts["auto"] is None and "cannot be trusted" in facts["problem"]
     result = CliRunner().invoke(main, ["inspect", str(exported()[1].directory)])
-    assert result.exit_code == 0 and "is damaged" in result.stdout
+    assert result.exit_code == 0 and "cannot be trusted" in result.stdout
