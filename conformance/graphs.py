@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -41,7 +42,7 @@ def operator_node(
     operator: Operator,
     inputs: tuple[str, ...] | list[str],
     outputs: tuple[str, ...] | list[str],
-    attributes: Mapping[str, float] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> onnx.NodeProto:
     """Return a node of an operator with these attributes; None: the required ones, with the values of the cases."""
     if attributes is None:

@@ -15,7 +15,7 @@ from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import Operator
 
-NUMPY = {
+NUMPY: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),

@@ -155,7 +155,7 @@ class _Builder:
         return [logits, *self._caches("present", total)]
 
     def _caches(self, name: str, tokens: str) -> list[onnx.ValueInfoProto]:
-        shape = ["batch", self.model.heads, tokens, self.model.width]
+        shape: list[str | int] = ["batch", self.model.heads, tokens, self.model.width]
         return [
             helper.make_tensor_value_info(f"{name}.{layer}.{kind}", self.element, shape)
             for layer in range(LAYERS)

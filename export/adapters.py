@@ -113,8 +113,8 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
         if most_rank is not None:
             raise LucidError("--max-adapter-rank is for artifacts with adapters: add --adapter or --max-adapters.")
         return None
-    layers, adapters = LinearLayers(source.config), {}
-    notes: list[str] = []
+    layers, notes = LinearLayers(source.config), list[str]()
+    adapters: dict[str, Adapter] = {}
     targets: dict[str, None] = {}
     for name, directory in options.adapters:
         check_name(name)

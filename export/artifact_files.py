@@ -22,7 +22,7 @@ from lucid_deploy.artifact import (
     GraphInfo,
     Manifest,
 )
-from lucid_deploy.artifact.manifest import form_name
+from lucid_deploy.artifact.manifest import FileFacts, form_name
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.companions import copy_companions
 from lucid_deploy.export.options import NO_STATIC_FP8, ExportOptions
@@ -48,7 +48,7 @@ class ArtifactContents:
     name: str  # what the caller called the checkpoint
     options: ExportOptions
     quantization: Quantization | None = None  # what is quantized, and how; None: nothing
-    hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it is local
+    hub: dict[str, str | None] | None = None  # where the checkpoint was downloaded from; None: it is local
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
     learned: LearnedWeights | None = None  # what was learned, and folded scales; None: nothing is quantized
     adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
@@ -249,7 +249,7 @@ def _quantized_experts(layer: LayerDescription) -> LayerDescription:
     )
 
 
-def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:
+def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, FileFacts]:
     return {
         path.relative_to(directory).as_posix(): {
             "size": path.stat().st_size,

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lucid_deploy.export.operators import OPSET, translation_table
 
@@ -149,10 +149,11 @@ def _shares_memory(node: torch.fx.Node) -> bool:
 
     def is_view(node: torch.fx.Node) -> bool:
         operator = node.target
-        aliased = isinstance(operator, torch._ops.OpOverload) and any(v.alias_info for v in operator._schema.returns)
-        return aliased and not operator._schema.is_mutable
+        if not isinstance(operator, torch._ops.OpOverload) or operator._schema.is_mutable:
+            return False
+        return any(value.alias_info for value in operator._schema.returns)
 
-    maker = node.args[0] if node.target is operator_module.getitem else node
+    maker = node.all_input_nodes[0] if node.target is operator_module.getitem else node
     return node.op != "call_function" or maker.op != "call_function" or any(map(is_view, (maker, *node.users)))
 
 
@@ -215,8 +216,10 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def reshape(self, shape: Sequence[INT64]):  # type: ignore[no-untyped-def]
         def sizes() -> Any:
             for size in shape:
-                constant = isinstance(size, int)
-                yield op.Constant(value_ints=[size]) if constant else op.Reshape(size, op.Constant(value_ints=[-1]))
+                if isinstance(size, int):
+                    yield op.Constant(value_ints=[size])
+                else:
+                    yield op.Reshape(size, cast(INT64, op.Constant(value_ints=[-1])))
 
         # In the exporter's own translation, which lacks allowzero, a size of 0 stands for the input's size.
         return op.Reshape(self, op.Concat(*sizes(), axis=0), allowzero=True)

@@ -77,7 +77,7 @@ def export(
 
 def _download(
     checkpoint: str | Path, options: ExportOptions, progress: Progress | None
-) -> tuple[str | Path, dict[str, str] | None]:
+) -> tuple[str | Path, dict[str, str | None] | None]:
     """Return a local checkpoint and None, or download one from the Hub and return its directory and its origin."""
     from lucid_deploy.model.hub import fetch, is_on_hub
 

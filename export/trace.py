@@ -174,9 +174,8 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
     optimize(model)
     # No input is removed, even if the model does not read it, as position_ids without rotary embedding.
     transposed = store_transposed(model, set(weights))
-    name_axes(
-        model, {**{info.name: info.shape for info in inputs}, **{name: value.shape for name, value in weights.items()}}
-    )
+    shapes = {name: value.shape.numpy() for name, value in weights.items() if value.shape is not None}
+    name_axes(model, {**{info.name: info.shape for info in inputs}, **shapes})
     for value, info in zip(model.graph.outputs, outputs, strict=True):
         _set_shape(value, info)
     for value in weights.values():
@@ -248,7 +247,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
             if name.startswith("past_key_values."):
                 past.setdefault(name.split(".")[1], []).append(value)
         layers = [tuple(layer) for layer in past.values()]
-        rest = (of.get("cache_length"), of.get("adapter_ids"))
+        rest: tuple[Any, ...] = (of.get("cache_length"), of.get("adapter_ids"))
         while rest and rest[-1] is None:
             rest = rest[:-1]
         return (of["input_ids"], of["attention_mask"], of["position_ids"], layers, *rest)

@@ -137,9 +137,10 @@ def _weight_bytes(
         rows = [chosen.pop(name)]
     elif quantization.method.name == STORED:
         from lucid_deploy.export.quantize.stored import taken_over
+        from lucid_deploy.model.packed.weight import PackedWeight
 
         weight = checkpoint.packed_weight(name)
-        assert weight is not None
+        assert isinstance(weight, PackedWeight)
         packed, scales, zeros = taken_over(weight, record)
         rows = [Rounded(np.ascontiguousarray(packed), scales)]
     else:
@@ -161,9 +162,12 @@ def _weight_bytes(
 
 def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Any]:
     from lucid_deploy.export.quantize.floats import parts_taken_over, rounded_parts
+    from lucid_deploy.model.packed.weight import FloatWeight
 
     if quantization.method.name == STORED:
-        return parts_taken_over(checkpoint.packed_weight(tensor.name), tensor.name, quantization)
+        weight = checkpoint.packed_weight(tensor.name)
+        assert isinstance(weight, FloatWeight)
+        return parts_taken_over(weight, tensor.name, quantization)
     whole = checkpoint.tensor(tensor.name)
     _check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."), checkpoint.directory)
     return rounded_parts(whole, quantization)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.quantization import STORED, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
@@ -90,7 +90,7 @@ def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[s
         modules = dict(make_model(source.config).named_modules())
     experts = {}
     for path, module in modules.items():
-        turned = getattr(module, "is_transposed", None)  # only modules of experts have it
+        turned: Any = getattr(module, "is_transposed", None)  # only modules of experts have it
         for name, value in module.named_parameters(recurse=False) if turned is not None else ():
             if value.dim() == 3:
                 count, *sizes = value.shape

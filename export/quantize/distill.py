@@ -74,7 +74,7 @@ class RoundedWeight(nn.Module):
 
     def matrix(self, scales: Tensor, offsets: Tensor) -> Tensor:
         """Return the weight that these scales and offsets give, ``(out, in)``."""
-        return _Dequantize.apply(self.numbers, scales, offsets).flatten(1)[:, : self.tensor.shape[1]]  # type: ignore[no-any-return,no-untyped-call]
+        return _Dequantize.apply(self.numbers, scales, offsets).flatten(1)[:, : self.tensor.shape[1]]
 
     def forward(self, exact: Tensor) -> Tensor:
         if not self.rounds:
@@ -121,7 +121,7 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
     adam = torch.optim.Adam(parameters, RATE, MOMENTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))
     first = 0  # first token whose prediction is compared
-    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, first::EVERY],))  # type: ignore[union-attr, operator]
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, first::EVERY],))  # type: ignore[union-attr]
     for step, ids in enumerate(texts[index] for index in order):
         progress("Distilling", step, len(texts))
         first = step % min(EVERY, ids.shape[1])

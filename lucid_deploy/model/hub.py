@@ -43,7 +43,7 @@ def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
 
 def fetch(
     name: str, revision: str | None = None, assume_unused: Collection[str] = (), progress: Progress | None = None
-) -> tuple[Path, dict[str, str]]:
+) -> tuple[Path, dict[str, str | None]]:
     """Download the configuration files, the tokenizer and the safetensors of a checkpoint, and no other files.
 
     The configuration, including quantization settings, is downloaded and checked before any weights.

@@ -161,7 +161,7 @@ def join_parts(b_peak, b_weights, b_accs):
     b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
     b_joined = ()
     for j in tl.static_range(len(b_accs)):
-        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
+        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # noqa: RUF005
     return b_top, tl.sum(b_weights * b_factors, axis=0), b_joined
 
 

@@ -43,6 +43,7 @@ def name_plugins(model: ir.Model) -> int:
         node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
         node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
         for each in _OPTIONAL[node.op_type]:
+            assert each.default is not None
             node.attributes.setdefault(each.name, ir.AttrFloat32(each.name, each.default))
     return len(nodes)
 
