@@ -175,9 +175,7 @@ def test_quantized_artifacts_are_refused(right: Any):
     artifact, golden = right
     record = SimpleNamespace(method=SimpleNamespace(name="rtn"))
     small = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, quantization=record))
-    with pytest.raises(
-        LucidError, match=r"is quantized, so .*For --golden, export a checkpoint that is not quantized"
-    ):
+    with pytest.raises(LucidError, match=r"is quantized, so .*For --golden, export a checkpoint that is not quantized"):
         verify_artifact(small, VerifyOptions(golden=golden))
 
 
