@@ -96,7 +96,7 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:
-    name = Column("tensor", min_width=36, overflow="fold")  # cut names of two tensors may be the same
+    name = Column("tensor", min_width=36, overflow="fold")  # if cut, names of two tensors may look the same
     tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
     for kind in ("inputs", "outputs"):
         for row in _collapsed(graph[kind]):

@@ -58,7 +58,7 @@ class Golden:
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
         """Return two scenarios for each row (one if it has 2 tokens): a prompt with decode steps, a prompt of 1 token.
 
-        The first is fed by every schedule but "in turns"; its logits are compared from the last undecoded token on.
+        The first is fed by every schedule but "in turns"; its logits are compared from its prompt's last token on.
         The second is fed one-shot only, and all its logits are compared. Rows are cut to :meth:`tokens_used`.
         """
         found = []

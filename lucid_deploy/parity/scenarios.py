@@ -172,9 +172,9 @@ SCHEDULES = (
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
     """Choose which scenarios run as rows of one batch, which saves time: each call reads all weights of a model.
 
-    One-shot, every scenario runs alone, and so does the greedy one in turns: thus each graph is tried on a batch of
-    one, with an empty and with a filled cache. In other schedules, scenarios of equal lengths share a batch. Scenarios
-    that this schedule does not take are left out; ``limit`` is the most rows that the runtime takes.
+    One-shot, every scenario runs alone, and so does the greedy one "in turns": thus prefill, into an empty and a filled
+    cache, and decode are tried on a batch of one. In other schedules, scenarios of equal lengths share a batch. Left
+    out are scenarios that this schedule does not take; ``limit`` is the most rows that the runtime takes.
     """
     rows = 2 if schedule.padding else 1
     most = len(scenarios) if limit is None else max(1, limit // rows)

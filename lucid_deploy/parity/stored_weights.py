@@ -265,7 +265,7 @@ def _asymmetric_difference(
 
 
 def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Say if quantized values that calibration data chose are not as far from the original as recorded; else None."""
+    """Say if quantized values that calibration data chose are not at the recorded distance from the original."""
     tensor, recorded = record.tensors[name], record.method.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
