@@ -85,7 +85,7 @@ class ReferenceModels:
         return self.artifact is not None and self.artifact.manifest.quantization is not None
 
     def baseline(self) -> TorchSession:
-        """Open PyTorch in the candidate's precision, its cache in the candidate's type."""
+        """Open PyTorch in the candidate's precision, with its cache in the type of the candidate's cache."""
         return self._open(self.candidate.dtype, self.candidate.cache_dtype)
 
     def reference(self) -> TorchSession:

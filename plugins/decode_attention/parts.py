@@ -61,9 +61,9 @@ def load_part_tokens(p_mask, o_n, m_n):
 def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """Load as ``load_columns`` does: ``(parts, tokens, BLOCK)``. Columns in the first half of BLOCK_D need no mask.
 
-    With few tokens or in float32, threads would copy tokens of two parts at once into alternating places of shared
-    memory, and reads of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are
-    contiguous. The compiler then assigns threads to parts before tokens, and a part is in shared memory token by token.
+    With few tokens or in float32, the compiler would put tokens of two parts alternately into shared memory, and reads
+    of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are contiguous; with
+    that hint the tokens of each part lie in shared memory one after another.
     """
     o_d = i_first + tl.arange(0, BLOCK)
     m_columns = m_n[:, :, None]

@@ -80,7 +80,7 @@ def key_norms_kernel(
     m_new = m_tokens & (o_n >= n_past)
     b_k_new = load_rows(p_k + i_batch_head.to(tl.int64) * n_new * width, o_n - n_past, m_new, width, BLOCK_D)
     b_norms = inverse_norms(tl.where(m_past[:, None], b_k_past, b_k_new), m_tokens, width, epsilon)
-    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # not padding: the sum of squares overflowed
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # of a token: its sum of squares overflowed
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
     if p_k.dtype.element_ty == tl.float32:
