@@ -39,15 +39,10 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
     return causal_attention_operator(q, k, y, mask)
 
 
-@custom_operator(CAUSAL_ATTENTION.torch_name)
+@custom_operator(CAUSAL_ATTENTION.torch_name, lambda q, *_: q.new_empty(q.shape))
 def causal_attention_operator(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     """Compute :func:`causal_attention` as one node of a traced graph."""
     return causal_attention_fused(q, k, y, mask).contiguous()
-
-
-@causal_attention_operator.register_fake
-def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    return q.new_empty(q.shape)
 
 
 def causal_attention_fused(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:

@@ -64,7 +64,9 @@ def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor,
         raise ValueError(f"mask must be (batch, past + new) = {(batch, past + n)}, not {tuple(mask.shape)}")
 
 
-@custom_operator(DECODE_ATTENTION.torch_name)
+@custom_operator(
+    DECODE_ATTENTION.torch_name, lambda q, k_new, v_new, *_: (q.new_empty(q.shape), q.new_empty(v_new.shape))
+)
 def decode_attention_operator(
     q: Tensor,
     k_new: Tensor,
@@ -79,18 +81,3 @@ def decode_attention_operator(
     """Compute :func:`decode_attention` as one node of a traced graph."""
     out, y_new = IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
     return out.contiguous(), y_new.contiguous()  # solve_triangular returns column-major tensors
-
-
-@decode_attention_operator.register_fake
-def _decode_attention_shape(
-    q: Tensor,
-    k_new: Tensor,
-    v_new: Tensor,
-    k: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-    eps: float,
-    implementation: str,
-    training_diagonal: bool = False,
-) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(v_new.shape)

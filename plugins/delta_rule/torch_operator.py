@@ -73,7 +73,10 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, 
         raise ValueError(f"state must be (batch, heads, key width, value width) = {wanted}, not {tuple(state.shape)}")
 
 
-@custom_operator(DELTA_RULE.torch_name)
+@custom_operator(
+    DELTA_RULE.torch_name,
+    lambda query, key, value, log_decay, beta, state, *_: (value.new_empty(value.shape), state.new_empty(state.shape)),
+)
 def delta_rule_operator(
     query: Tensor,
     key: Tensor,
@@ -101,17 +104,3 @@ def compute(
     """Return the outputs and the new state as new tensors: operators may not return an argument or a view of one."""
     output, new_state = IMPLEMENTATIONS[implementation](query, key, value, log_decay, beta, state, scale)
     return output.contiguous(), new_state.clone() if new_state is state else new_state.contiguous()
-
-
-@delta_rule_operator.register_fake
-def _delta_rule_shape(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    scale: float,
-    implementation: str,
-) -> tuple[Tensor, Tensor]:
-    return value.new_empty(value.shape), state.new_empty(state.shape)

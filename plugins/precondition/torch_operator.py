@@ -80,7 +80,7 @@ def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | 
         )
 
 
-@custom_operator(PRECONDITION.torch_name)
+@custom_operator(PRECONDITION.torch_name, lambda k, v, *_: v.new_empty(v.shape))
 def precondition_operator(
     k: Tensor,
     v: Tensor,
@@ -93,17 +93,3 @@ def precondition_operator(
 ) -> Tensor:
     """Compute :func:`precondition` as one node of a traced graph."""
     return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal).contiguous()
-
-
-@precondition_operator.register_fake
-def _precondition_shape(
-    k: Tensor,
-    v: Tensor,
-    k_past: Tensor,
-    y_past: Tensor,
-    mask: Tensor | None,
-    eps: float,
-    implementation: str,
-    training_diagonal: bool = False,
-) -> Tensor:
-    return v.new_empty(v.shape)

@@ -28,12 +28,7 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
     return scatter_row_operator(cache, row, index)
 
 
-@custom_operator(SCATTER_ROW.torch_name)
+@custom_operator(SCATTER_ROW.torch_name, lambda cache, *_: cache.new_empty(cache.shape))
 def scatter_row_operator(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
     """Compute :func:`scatter_row` as one node of a traced graph."""
     return scatter_row_reference(cache, row, index)
-
-
-@scatter_row_operator.register_fake
-def _scatter_row_shape(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    return cache.new_empty(cache.shape)
