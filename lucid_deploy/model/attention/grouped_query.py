@@ -113,6 +113,9 @@ class GroupedQueryAttention(Mixer):
     ) -> tuple[Tensor, LayerCache]:
         """Attend with one new token per row over buffers ``(B, KV, M, ·)``, and write its key and value into them.
 
+        An export traces this only with ``--cache static`` alone, or where the static graph cannot be derived from the
+        growing one, as for standard attention over exact caches.
+
         Args:
             q: Queries ``(B, H, 1, D)``.
             k: Key of the new token ``(B, KV, 1, D)``.
