@@ -98,7 +98,10 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
 
 
 def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:
-    """Whether the first input (batch, heads, sequence, width) of all nodes of an operator has one token."""
+    """Whether the first input (batch, heads, sequence, width) of all nodes of an operator has one token.
+
+    The stage does not tell: a layer may give an operator several rows for the one token of a decode step.
+    """
     infos = {info.name: info for info in (*proto.graph.value_info, *proto.graph.input)}
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type == name]
     shapes = [infos[node.input[0]].type.tensor_type.shape.dim if node.input[0] in infos else [] for node in nodes]

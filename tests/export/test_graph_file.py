@@ -81,7 +81,7 @@ def test_bodies_are_attached_or_in_their_places(inline: bool, bodies: list[str],
     assert (DOMAIN in {node.domain for node in found.graph.node}) is not inline
 
 
-@pytest.mark.parametrize(("tokens", "loops"), [("new", 2), (1, 0)])
+@pytest.mark.parametrize(("tokens", "loops"), [("new", 2), (2, 2), (1, 0)])
 def test_nodes_of_one_new_token_get_a_body_of_one(tokens: str | int, loops: int, tmp_path: Path) -> None:
     rows, gates, state = ["batch", 2, tokens, WIDTH], ["batch", 2, tokens], ["batch", 2, WIDTH, WIDTH]
     shapes = dict(zip(DELTA_RULE.input_names, (rows, rows, rows, gates, gates, state), strict=True))
