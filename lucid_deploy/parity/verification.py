@@ -25,7 +25,7 @@ from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.targets import DEQUANTIZED, Targets, explained_scenarios, prepare
-from lucid_deploy.runtimes.open import runnable_forms
+from lucid_deploy.runtimes.open import open_session, runnable_forms
 from lucid_deploy.runtimes.session import Array, Session
 
 __all__ = ["Verification", "VerifyOptions", "verify_against", "verify_artifact"]
@@ -48,8 +48,6 @@ def verify_artifact(
 
 
 def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | None) -> Verification:
-    from lucid_deploy.runtimes import open_session
-
     started = time.monotonic()
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
@@ -191,8 +189,6 @@ def _check_form(
     name: str, form: Artifact, options: VerifyOptions, targets: Targets, progress: Progress | None
 ) -> Check:
     """Compare another form of the graphs with the same targets; return the check's outcome."""
-    from lucid_deploy.runtimes import open_session
-
     found = check(open_session(form, options.runtime), targets, progress=progress)
     total = Coverage.of(found.comparisons).total
     if found.first_failure is None:

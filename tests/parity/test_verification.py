@@ -74,7 +74,7 @@ def test_every_form_of_the_graphs_is_compared(exported, tmp_path):
 def test_a_damaged_file_is_a_result_and_nothing_is_run_on_it(damaged, monkeypatch):
     with open(damaged / WEIGHTS, "r+b") as file:
         file.write(b"damage")
-    monkeypatch.setattr("lucid_deploy.runtimes.open_session", None)  # nothing is opened
+    monkeypatch.setattr("lucid_deploy.parity.verification.open_session", None)  # nothing is opened
     found = verify_artifact(open_artifact(damaged), FEW)
     assert not found.passed and found.comparisons == ()
     assert outcomes(found)["files"] == "failed" and outcomes(found)["tensors"] == "not done"
