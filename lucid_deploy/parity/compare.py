@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +74,7 @@ def _run(
     session: Session[Any], targets: Targets, schedules: Sequence[Schedule], progress: Progress | None
 ) -> tuple[list[Comparison], list[FreeRun]]:
     """Return all comparisons, ordered by scenario, and the free runs of the greedy scenarios."""
+    by_name = {target.scenario.name: target for target in targets.items}
     scenarios = [target.scenario for target in targets.items]
     groups = [(way, group) for way in schedules for group in batches(scenarios, way, session.batch_limit)]
     total = sum(schedule.calls(group[0]) for schedule, group in groups)
@@ -81,11 +82,11 @@ def _run(
     meter = CallCounter(progress, f"{session.runtime} in {session.dtype}: what is verified", total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     forced: dict[str, TensorRows] = {}  # one-shot logits of the greedy scenarios
-    for schedule in schedules:
-        for target, trace in _recorded(session, targets.items, schedule, meter):
-            found[target.scenario.name] += _compare(trace, target, schedule)
-            if schedule.one_shot and target.scenario.greedy:
-                forced[target.scenario.name] = trace.logits
+    for schedule, group in groups:
+        for name, trace in record_together(session, group, schedule, meter.tick).items():
+            found[name] += _compare(trace, by_name[name], schedule)
+            if schedule.one_shot and by_name[name].scenario.greedy:
+                forced[name] = trace.logits
     free_runs = []
     for target in targets.items:
         if target.answers:
@@ -98,19 +99,6 @@ def _run(
             found[target.scenario.name].append(comparison)
             free_runs.append(run)
     return [comparison for items in found.values() for comparison in items], free_runs
-
-
-def _recorded(
-    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
-) -> Iterator[tuple[Target, Trace]]:
-    """Run the scenarios that a schedule takes, some as one batch; yield their targets in order, each with a trace."""
-    traces: dict[str, Trace] = {}
-    for batch in batches([target.scenario for target in targets], schedule, session.batch_limit):
-        found = record_together(session, batch, schedule, meter.tick)
-        traces.update({scenario.name: trace for scenario, trace in zip(batch, found, strict=True)})
-    for target in targets:
-        if target.scenario.name in traces:
-            yield target, traces.pop(target.scenario.name)
 
 
 def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:

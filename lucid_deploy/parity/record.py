@@ -87,15 +87,13 @@ class Trace:
         return self.tensors[max(self.tensors)]
 
 
-def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_SHOT, tick: Tick | None = None) -> Trace:
-    """Feed one scenario to a session; return its cache and logits as a trace."""
-    return record_together(session, [scenario], schedule, tick)[0]
-
-
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
-) -> list[Trace]:
-    """Feed scenarios of equal lengths as rows of one batch; return their traces. ``tick`` is called after each call."""
+) -> dict[str, Trace]:
+    """Feed scenarios of equal lengths as rows of one batch; return the trace of each by its name.
+
+    ``tick`` is called after each call.
+    """
     scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
@@ -107,42 +105,49 @@ def record_all(
     """Feed scenarios, those of equal lengths as one batch; return the trace of each by its name."""
     found: dict[str, Trace] = {}
     for group in equal_lengths(scenarios):
-        traces = record_together(session, group, schedule, tick)
-        found.update({scenario.name: trace for scenario, trace in zip(group, traces, strict=True)})
+        found |= record_together(session, group, schedule, tick)
     return found
 
 
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
-) -> list[tuple[Scenario, Trace]]:
-    """Feed scenarios of equal lengths one-shot; return them, greedy ones with the tokens chosen, and their traces."""
-    fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
-    chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
-    return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
+) -> tuple[list[Scenario], dict[str, Trace]]:
+    """Feed scenarios one-shot; return them, greedy ones with the tokens chosen, and the trace of each by its name."""
+    chosen: dict[str, Scenario] = {}
+    traces: dict[str, Trace] = {}
+    for group in equal_lengths(scenarios):
+        fed = _feed(session, group, ONE_SHOT, tick or no_tick, choose=True)
+        own = [replace(scenario, forced=tokens) for scenario, tokens in zip(group, fed.tokens, strict=True)]
+        chosen |= {scenario.name: scenario for scenario in own}
+        traces |= _traces(session, fed.cache, fed.logits, own, fed.states)
+    return [chosen[scenario.name] for scenario in scenarios], traces
 
 
-def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> list[Trace]:
-    """Prefill all tokens of scenarios of equal lengths, forced ones too, in few calls; return their traces.
+def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> dict[str, Trace]:
+    """Prefill all tokens of scenarios, forced ones too, in few calls; return the trace of each by its name.
 
     In float64 every schedule computes the same, and every call casts a large model's weights anew. The first call runs
     the tokens whose logits are not compared, so that the head is applied to only one of them. Where layers keep states,
     each of the last tokens has a call of its own, since the state after it is compared too.
     """
     tick = tick or no_tick
-    cache = session.empty_cache(len(scenarios))
-    ids = np.stack([scenario.ids for scenario in scenarios])  # (B, T)
-    first = len(scenarios[0].prompt) - 1
-    if first:
-        session.prefill(ids[:, :first], cache)
-    tick()
-    singly = _snapshots(session, len(scenarios[0].forced)) - 1
-    parts = [ids[:, first : ids.shape[1] - singly], *(ids[:, column, None] for column in range(-singly, 0))]
-    logits, states = [], []
-    for part in parts:
-        logits.append(session.prefill_all(part, cache))
-        states.append(_states(session, cache))
-    tick()
-    return _traces(session, cache, np.concatenate(logits, axis=1), scenarios, states)
+    found: dict[str, Trace] = {}
+    for group in equal_lengths(scenarios):
+        cache = session.empty_cache(len(group))
+        ids = np.stack([scenario.ids for scenario in group])  # (B, T)
+        first = len(group[0].prompt) - 1
+        if first:
+            session.prefill(ids[:, :first], cache)
+        tick()
+        singly = _snapshots(session, len(group[0].forced)) - 1
+        parts = [ids[:, first : ids.shape[1] - singly], *(ids[:, column, None] for column in range(-singly, 0))]
+        logits, states = [], []
+        for part in parts:
+            logits.append(session.prefill_all(part, cache))
+            states.append(_states(session, cache))
+        tick()
+        found |= _traces(session, cache, np.concatenate(logits, axis=1), group, states)
+    return found
 
 
 @dataclass(frozen=True)
@@ -251,8 +256,8 @@ def _traces(
     logits: Array,
     scenarios: Sequence[Scenario],
     states: Sequence[States],
-) -> list[Trace]:
-    """Split a batch's cache, logits ``(B, S + 1, vocab)`` and last states into one trace for each scenario."""
+) -> dict[str, Trace]:
+    """Split a batch's cache, logits ``(B, S + 1, vocab)`` and last states into the trace of each scenario, by name."""
     config = session.config
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
@@ -272,12 +277,12 @@ def _traces(
             else:
                 whole[name] = _token_rows(tensor, array, cache.mask)
     last, each = TensorId(len(layers), KINDS.index("logits")), cache.batch // len(scenarios)
-    traces = []
+    traces = {}
     for index, scenario in enumerate(scenarios):
         own = slice(index * each, (index + 1) * each)
         tensors = {name: replace(rows, values=rows.values[own]) for name, rows in whole.items()}
         tensors[last] = TensorRows(logits[own], start=len(scenario.prompt) - 1)
-        traces.append(Trace(tensors))
+        traces[scenario.name] = Trace(tensors)
     return traces
 
 

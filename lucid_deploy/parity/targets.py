@@ -182,16 +182,9 @@ def _record_baseline(
     session: Session[Any], scenarios: list[Scenario], progress: Progress | None
 ) -> tuple[list[Scenario], dict[str, Trace]]:
     """Run the baseline one-shot; return scenarios, the greedy one with the baseline's tokens, and traces by name."""
-    groups = equal_lengths(scenarios)
-    total = sum(ONE_SHOT.calls(group[0]) for group in groups)
+    total = sum(ONE_SHOT.calls(group[0]) for group in equal_lengths(scenarios))
     meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)
-    found = {
-        scenario.name: (scenario, trace)
-        for group in groups
-        for scenario, trace in record_greedy(session, group, meter.tick)
-    }
-    ordered = [found[scenario.name] for scenario in scenarios]
-    return [scenario for scenario, _ in ordered], {scenario.name: trace for scenario, trace in ordered}
+    return record_greedy(session, scenarios, meter.tick)
 
 
 def _record_reference(reference: Source, scenarios: list[Scenario], progress: Progress | None) -> dict[str, Trace]:
@@ -199,13 +192,9 @@ def _record_reference(reference: Source, scenarios: list[Scenario], progress: Pr
     session = opened(reference)
     if session.dtype != "float64":
         raise ValueError(f"the reference must compute in float64, not {session.dtype}")
-    groups = equal_lengths(scenarios)
-    meter = CallCounter(progress, "PyTorch in float64: the reference", 2 * len(groups))
-    return {
-        scenario.name: trace
-        for group in groups
-        for scenario, trace in zip(group, record_at_once(session, group, meter.tick), strict=True)
-    }
+    calls = 2 * len(equal_lengths(scenarios))
+    meter = CallCounter(progress, "PyTorch in float64: the reference", calls)
+    return record_at_once(session, scenarios, meter.tick)
 
 
 def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: Workload) -> Gates:

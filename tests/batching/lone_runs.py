@@ -12,11 +12,12 @@ import torch
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.parity.gate import Gate, derive_gates, widest
 from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.record import TensorId, Trace, record
+from lucid_deploy.parity.record import TensorId, Trace
 from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes.cache_rows import row_layers
 from lucid_deploy.runtimes.session import Cache, Session
 from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import record
 
 CASES = [("growing", "onnxruntime"), ("static", "onnxruntime"), ("growing", "torch")]
 NAMES = ["-".join(case) for case in CASES]

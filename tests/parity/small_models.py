@@ -8,7 +8,8 @@ import torch
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.parity.scenarios import SCHEDULES
+from lucid_deploy.parity.record import record_together
+from lucid_deploy.parity.scenarios import ONE_SHOT, SCHEDULES
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -57,6 +58,10 @@ def session(model: LucidForCausalLM, dtype: torch.dtype = torch.float32) -> Torc
 
 def layers(model: LucidForCausalLM, dtype: torch.dtype = torch.float32) -> TorchLayers:
     return TorchLayers(in_dtype(model, dtype))
+
+
+def record(session, scenario, schedule=ONE_SHOT):
+    return record_together(session, [scenario], schedule)[scenario.name]
 
 
 def assert_same(found, wanted, tolerance=1e-11):

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from lucid_deploy.parity.on_demand import float64_on_demand
-from lucid_deploy.parity.record import record
 from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import VOCAB, assert_same, in_dtype, small_model
+from tests.parity.small_models import VOCAB, assert_same, in_dtype, record, small_model
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_type": "llama", "attention_bias": True}, {"use_rope": False}])

@@ -6,10 +6,10 @@ import torch
 
 from lucid_deploy.parity.gate import FLOOR_UNITS, UNIT
 from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.record import TensorId, record, record_greedy
+from lucid_deploy.parity.record import TensorId, record_greedy
 from lucid_deploy.parity.scenarios import SCHEDULES, synthetic_scenarios
 from lucid_deploy.parity.targets import prepare
-from tests.parity.small_models import assert_same, session, small_model
+from tests.parity.small_models import assert_same, record, session, small_model
 
 Y0 = TensorId(0, 1)
 
@@ -60,9 +60,9 @@ def test_one_token_over_and_over_has_the_gates_of_all(model, targets):
 def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
     baseline = session(model)
     target = prepare(baseline, session(model, torch.float64), steps=6).items[-1]
-    (again, trace), *_ = record_greedy(baseline, [target.scenario])
+    (again,), traces = record_greedy(baseline, [target.scenario])
     np.testing.assert_array_equal(target.scenario.forced, again.forced)
-    np.testing.assert_array_equal(trace.logits.values[0, :-1].argmax(axis=-1), again.forced)
+    np.testing.assert_array_equal(traces[again.name].logits.values[0, :-1].argmax(axis=-1), again.forced)
     assert_same(target.reference, record(session(model, torch.float64), target.scenario))
 
 

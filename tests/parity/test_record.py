@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.parity.record import record, record_at_once, record_greedy, record_together
+from lucid_deploy.parity.record import record_at_once, record_greedy, record_together
 from lucid_deploy.parity.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import assert_same, session
+from tests.parity.small_models import assert_same, record, session
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def scenarios(model):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 def test_scenarios_of_a_batch_are_recorded_as_each_alone(exact, scenarios, schedule):
     together = record_together(exact, scenarios, schedule)
-    for scenario, found in zip(scenarios, together, strict=True):
-        assert_same(found, record(exact, scenario, schedule))
+    for scenario in scenarios:
+        assert_same(together[scenario.name], record(exact, scenario, schedule))
 
 
 def test_one_shot_and_in_turns_scenarios_run_alone_else_together(scenarios):
@@ -50,15 +50,16 @@ def test_batches_keep_to_what_a_runtime_takes(scenarios, limit, rows):
 
 def test_scenarios_fed_at_once_are_recorded_as_each_alone(exact, scenarios):
     ticks = []
-    together = record_at_once(exact, scenarios, lambda: ticks.append(1))
-    assert len(ticks) == 2
-    for scenario, found in zip(scenarios, together, strict=True):
-        assert_same(found, record(exact, scenario))
+    other = Scenario("shorter", scenarios[0].prompt[:9], scenarios[0].forced)  # cannot be a row of the others' batch
+    together = record_at_once(exact, [other, *scenarios], lambda: ticks.append(1))
+    assert len(ticks) == 4
+    for scenario in [other, *scenarios]:
+        assert_same(together[scenario.name], record(exact, scenario))
 
 
 def test_a_prompt_of_one_token_can_be_fed_at_once_and_padded(exact):
     scenario = Scenario("short", np.array([5]), np.array([9, 2]))
-    assert_same(record_at_once(exact, [scenario])[0], record(exact, scenario))
+    assert_same(record_at_once(exact, [scenario])["short"], record(exact, scenario))
     padded = next(schedule for schedule in SCHEDULES if schedule.padding)
     for tensor, rows in record(exact, scenario, padded).tensors.items():
         np.testing.assert_allclose(rows.values[1], rows.values[0], atol=1e-11, err_msg=str(tensor))
@@ -76,13 +77,12 @@ def generate(session, prompt, steps):
 def test_a_greedy_scenario_goes_on_with_what_the_session_generates(exact, scenarios):
     prompt, steps = scenarios[0].prompt, len(scenarios[0].forced)
     unknown = Scenario("greedy", prompt, np.zeros(steps, dtype=np.int64), greedy=True)
-    found = record_greedy(exact, [*scenarios, unknown])
-    greedy, trace = found[-1]
+    (*others, greedy), traces = record_greedy(exact, [*scenarios, unknown])
     np.testing.assert_array_equal(greedy.forced, generate(exact, prompt, steps))
-    assert_same(trace, record(exact, greedy))
-    for scenario, (same, other) in zip(scenarios, found[:-1], strict=True):
+    assert_same(traces["greedy"], record(exact, greedy))
+    for scenario, same in zip(scenarios, others, strict=True):
         np.testing.assert_array_equal(same.forced, scenario.forced)
-        assert_same(other, record(exact, scenario))
+        assert_same(traces[scenario.name], record(exact, scenario))
 
 
 class Spy(TorchSession):
@@ -116,7 +116,7 @@ def test_the_padded_schedule_prefills_behind_a_padded_past(model, scenarios):
 
 def test_drafts_are_verified_several_at_a_time_and_wrong_ones_are_taken_back(model, scenarios):
     spy = Spy(model)
-    (trace,) = record_together(spy, scenarios[:1], schedule("drafts"))
+    (trace,) = record_together(spy, scenarios[:1], schedule("drafts")).values()
     lengths = [shape[1] for shape, _ in spy.calls]
     assert lengths[1:] == [DRAFTS[0] + REJECTED, 3]  # 6 steps
     assert trace.logits.values.shape[1] == 1 + 6

@@ -16,7 +16,7 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import VACUOUS
-from lucid_deploy.parity.record import TensorRows, Trace, record
+from lucid_deploy.parity.record import TensorRows, Trace
 from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes import open_session
@@ -24,7 +24,7 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.families.small import saved, small_config
 from tests.parity.cache_faults import coarser_levels, read_scale, stored_scale, swapped_scales, towards_zero
 from tests.parity.faults import edit_graphs
-from tests.parity.small_models import VOCAB, in_dtype, session, small_model
+from tests.parity.small_models import VOCAB, in_dtype, record, session, small_model
 
 CONTEXT, STEPS = 64, 6
 

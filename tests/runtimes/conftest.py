@@ -11,10 +11,11 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.parity.gate import derive_gates
-from lucid_deploy.parity.record import TensorId, record
+from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes import Capabilities, Session, open_session, register_runtime, registry
 from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import record
 from tests.runtimes.cache_cases import CASES, IDS
 from tests.runtimes.recording import Recording
 
