@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
 from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorRows, Trace, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification
-from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches
+from lucid_deploy.parity.rounded_cache import read_calls
+from lucid_deploy.parity.scenarios import Schedule, batches
 from lucid_deploy.parity.targets import Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Session
 from lucid_deploy.version import __version__
@@ -78,7 +78,7 @@ def _run(
     scenarios = [target.scenario for target in targets.items]
     groups = [(way, group) for way in schedules for group in batches(scenarios, way, session.batch_limit)]
     total = sum(schedule.calls(group[0]) for schedule, group in groups)
-    total += sum(rounded_cache.read_calls(session, target.scenario) for target in targets.items if target.answers)
+    total += sum(read_calls(session, target.scenario) for target in targets.items if target.rounding)
     meter = CallCounter(progress, f"{session.runtime} in {session.dtype}: what is verified", total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     forced: dict[str, TensorRows] = {}  # one-shot logits of the greedy scenarios
@@ -89,11 +89,9 @@ def _run(
                 forced[name] = trace.logits
     free_runs = []
     for target in targets.items:
-        if target.answers:
-            answers = rounded_cache.read_back(session, target.scenario, target.rounded[ONE_SHOT.name], meter.tick)
-            found[target.scenario.name] += rounded_cache.compare_answers(
-                answers, target.answers, target.answer_gates, target.scenario
-            )
+        if target.rounding:
+            answers = target.rounding.read_back(session, meter.tick)
+            found[target.scenario.name] += target.rounding.compare_answers(answers)
         if target.scenario.greedy:
             comparison, run = _compare_free_run(forced[target.scenario.name], target)
             found[target.scenario.name].append(comparison)
@@ -102,7 +100,7 @@ def _run(
 
 
 def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:
-    name, gates = target.scenario.name, target.schedule_gates.get(schedule.name, target.gates)
+    name, gates = target.scenario.name, target.rounding.gates[schedule.name] if target.rounding else target.gates
     found = [
         compare_rows(
             trace.tensors[tensor],
@@ -115,9 +113,8 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
         )
         for tensor, rows in target.reference.tensors.items()
     ]
-    if schedule.name in target.size_gates:
-        sizes, rounded = target.size_gates[schedule.name], target.rounded[schedule.name]
-        found += rounded_cache.compare_sizes(trace, rounded, sizes, target.scenario, schedule)
+    if target.rounding:
+        found += target.rounding.compare_sizes(trace, schedule)
     if target.other is not None:
         found += target.other.compare(trace, gates, name, schedule.name)
     return found

@@ -37,7 +37,9 @@ from lucid_deploy.parity.metrics import (
     tensor_metrics,
     zero_errors,
 )
+from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace
+from lucid_deploy.parity.scenarios import MIN_PROMPT, Scenario
 from lucid_deploy.runtimes.session import Array
 
 # Another order of summation, or fused operations, change rounding errors by a small factor: 2 to 3 between correct
@@ -63,6 +65,9 @@ class Gate:
     def judges(self) -> bool:
         """Whether a tensor of zeros would be beyond this gate."""
         return self.limit < VACUOUS
+
+
+Gates = dict[TensorId, Gate]
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Coverage:
         return self.total - self.judged
 
 
-def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId, Gate]:
+def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> Gates:
     """Return the gate of every tensor of one scenario, from traces in float64 and in the artifact's type ``dtype``.
 
     Raises LucidError if the float64 trace is not finite, CheckFailed if only the baseline's is not.
@@ -147,7 +152,7 @@ def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId
     return gates
 
 
-def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
+def widest(gates: Sequence[Gates]) -> Gates:
     """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from.
 
     A gate that judges nothing shows that one scenario is ill-conditioned, and nothing about another scenario: it counts
@@ -157,6 +162,20 @@ def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
     for tensor in gates[0]:
         every = [scenario[tensor] for scenario in gates]
         chosen[tensor] = max([gate for gate in every if gate.judges] or every, key=lambda gate: gate.limit)
+    return chosen
+
+
+def share_gates(scenarios: Sequence[Scenario], gates: Sequence[Gates], workload: Workload) -> list[Gates]:
+    """Return each scenario's gates: its own, or the widest of all where its tokens may be too few or too alike.
+
+    The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
+    quick verification's are, share their gates. A scenario's own gate stays if it judges nothing.
+    """
+    shared, chosen = widest(gates), []
+    for scenario, own in zip(scenarios, gates, strict=True):
+        few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
+        keeps = workload.has_all_sequences and not few
+        chosen.append(own if keeps else {name: shared[name] if gate.judges else gate for name, gate in own.items()})
     return chosen
 
 

@@ -33,24 +33,13 @@ import numpy as np
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import E4M3_MAX, LEVELS, decoded_layout
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.gate import (
-    FACTOR,
-    FLOOR_UNITS,
-    UNIT,
-    VACUOUS,
-    Comparison,
-    Gate,
-    compare_rows,
-    derive_gates,
-    widest,
-)
+from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, VACUOUS, Gate, Gates, derive_gates, widest
 from lucid_deploy.parity.metrics import zero_errors
 from lucid_deploy.parity.progress import Tick
 from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Trace, has_states
 from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-Gates = dict[TensorId, Gate]
 # Most rows whose errors count as independent: those of neighbouring rows are correlated, since Y carries them on.
 # Without this bound the error of a correct candidate was 0.6 of its gate, where 0.1 is usual.
 INDEPENDENT = 32
@@ -119,21 +108,6 @@ def without_logits(trace: Trace) -> Trace:
             if not tensor.is_logits
         }
     )
-
-
-def compare_sizes(
-    trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
-) -> list[Comparison]:
-    """Compare size factors of K and Y with 1; a failure concerns all rows that count, and its position is the first."""
-    found = []
-    for part in _written_by(scenario, schedule):
-        for tensor, size in gates[part].items():
-            rows, first = size.rows, int(size.rows[0])
-            factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
-            one, measured = (TensorRows(x, first) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
-            name = f"{schedule.name}, size of {part} rows"
-            found.append(compare_rows(measured, one, tensor, size.gate, scenario.name, name))
-    return found
 
 
 def size_factors(actual: Array, rounded: Array) -> Array:
@@ -210,17 +184,6 @@ def derive_read_gates(reference: Sequence[Answers], baseline: Sequence[Answers],
     """Return the gates by graph: the widest of all scenarios, since each has few positions."""
     pairs = list(zip(reference, baseline, strict=True))
     return {way: widest([derive_gates(exact[way], found[way], dtype) for exact, found in pairs]) for way in pairs[0][0]}
-
-
-def compare_answers(
-    found: Answers, reference: Answers, gates: dict[str, Gates], scenario: Scenario
-) -> list[Comparison]:
-    """Compare the logits that a candidate computed from stored rows with those of float64."""
-    return [
-        compare_rows(found[way].tensors[tensor], rows, tensor, gates[way][tensor], scenario.name, way)
-        for way, trace in reference.items()
-        for tensor, rows in trace.tensors.items()
-    ]
 
 
 def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,12 @@ import numpy as np
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.synthetic_tokens import CORRELATED
 from lucid_deploy.parity import rounded_cache
-from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
+from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, Gates, compare_rows, derive_gates, share_gates
 from lucid_deploy.parity.options import FULL, Workload
 from lucid_deploy.parity.progress import CallCounter, Progress
-from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
-from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
-from lucid_deploy.parity.scenarios import (
-    MIN_PROMPT,
-    ONE_SHOT,
-    Scenario,
-    Schedule,
-    equal_lengths,
-    greedy_prompt,
-    synthetic_scenarios,
-)
+from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_at_once, record_greedy
+from lucid_deploy.parity.rounded_targets import Rounding, derive_roundings
+from lucid_deploy.parity.scenarios import ONE_SHOT, Scenario, equal_lengths, greedy_prompt, synthetic_scenarios
 from lucid_deploy.runtimes.session import Array, Session
 
 Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed
@@ -94,12 +86,7 @@ class Target:
     reference: Trace  # in float64
     gates: Gates  # how far from the reference each tensor may be
     other: OtherTrace | None = None  # what another implementation computed for the same tokens
-    # With a cache that rounds, schedules are different functions, so the next three are by schedule:
-    schedule_gates: dict[str, Gates] = field(default_factory=dict)
-    rounded: dict[str, Trace] = field(default_factory=dict)  # K and Y of float64 with such a cache
-    size_gates: dict[str, SizeGates] = field(default_factory=dict)  # how far from 1 the size against `rounded` may be
-    answers: Answers = field(default_factory=dict)  # logits that float64 computes after stored rows
-    answer_gates: dict[str, Gates] = field(default_factory=dict)  # how far from these the candidate's may be
+    rounding: Rounding | None = None  # what it adds if the cache rounds
 
 
 @dataclass(frozen=True)
@@ -146,24 +133,23 @@ def prepare(
     """
     session = opened(baseline)
     workload = workload if steps is None else replace(workload, steps=steps)
-    workload = workload.with_all_steps() if rounded_cache.rounds(session) else workload
+    rounds = rounded_cache.rounds(session)
+    workload = workload.with_all_steps() if rounds else workload
     if session.multi_token_unsupported_reason is not None:  # drafts cannot be taken back from a state or a ring
         workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
     scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
-    if rounded_cache.rounds(session):  # before anything is computed
+    if rounds:  # before anything is computed
         rounded_cache.refuse_dropped_rows(session, max(scenario.length for scenario in scenarios))
     scenarios, own = _record_baseline(session, scenarios, progress)
     exact = _record_reference(reference, scenarios, progress)
     gates = [derive_gates(exact[scenario.name], own[scenario.name], session.dtype) for scenario in scenarios]
-    items = [
-        Target(scenario, exact[scenario.name], _gates_of(scenario, found, gates, workload))
-        for scenario, found in zip(scenarios, gates, strict=True)
-    ]
-    if rounded_cache.rounds(session):
+    gates = share_gates(scenarios, gates, workload)
+    items = [Target(scenario, exact[scenario.name], found) for scenario, found in zip(scenarios, gates, strict=True)]
+    if rounds:
         if rounded is None:
             raise ValueError(f"a cache in {session.cache_dtype} needs a float64 reference that rounds its cache, too")
-        items = _add_rounded(rounded, session.cache_dtype, items, workload.schedules, progress)
-        items = _add_schedule_gates(session, items, own, workload, progress)
+        added = derive_roundings(session, opened(rounded), own, exact, scenarios, workload, progress)
+        items = [replace(item, rounding=rounding) for item, rounding in zip(items, added, strict=True)]
     return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype, workload=workload)
 
 
@@ -195,93 +181,3 @@ def _record_reference(reference: Source, scenarios: list[Scenario], progress: Pr
     calls = 2 * len(equal_lengths(scenarios))
     meter = CallCounter(progress, "PyTorch in float64: the reference", calls)
     return record_at_once(session, scenarios, meter.tick)
-
-
-def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: Workload) -> Gates:
-    """Return a scenario's gates: its own, or the widest of all scenarios where its tokens may be too few or too alike.
-
-    The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
-    quick verification's are, share their gates. A scenario's own gate stays if it judges nothing.
-    """
-    few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
-    if workload.has_all_sequences and not few:
-        return own
-    return {tensor: gate if own[tensor].judges else own[tensor] for tensor, gate in widest(every).items()}
-
-
-# A cache that rounds
-
-
-def _add_rounded(
-    source: Source,
-    cache_dtype: str,
-    targets: list[Target],
-    schedules: Sequence[Schedule],
-    progress: Progress | None,
-) -> list[Target]:
-    """Record what float64 computes in each schedule, and from stored rows, with a cache of the candidate's type."""
-    session = opened(source)
-    if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
-        raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
-    meter = CallCounter(
-        progress, f"PyTorch in float64 with a cache in {cache_dtype}", _calls(session, targets, schedules)
-    )
-    for schedule in schedules:
-        found = record_all(session, [item.scenario for item in targets], schedule, meter.tick)
-        targets = [
-            replace(
-                item,
-                rounded={**item.rounded, schedule.name: rounded_cache.without_logits(found.pop(item.scenario.name))},
-            )
-            for item in targets
-        ]
-    return [replace(item, answers=_answers(session, item, meter)) for item in targets]
-
-
-def _add_schedule_gates(
-    session: Session[Any],
-    targets: list[Target],
-    one_shot: dict[str, Trace],
-    workload: Workload,
-    progress: Progress | None,
-) -> list[Target]:
-    """Add gates by schedule, since results depend on it if a cache rounds, and gates for sizes and answers."""
-    others = [schedule for schedule in workload.schedules if not schedule.one_shot]
-    scenarios = [item.scenario for item in targets]
-    phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"
-    meter = CallCounter(progress, phase, _calls(session, targets, others))
-    for schedule in workload.schedules:
-        traces = one_shot if schedule.one_shot else record_all(session, scenarios, schedule, meter.tick)
-        found = [
-            rounded_cache.derive_cache_gates(
-                session,
-                traces[item.scenario.name],
-                item.scenario,
-                schedule,
-                item.reference,
-                item.rounded[schedule.name],
-            )
-            for item in targets
-        ]
-        every = [gates for gates, _ in found]
-        targets = [
-            replace(
-                item,
-                schedule_gates={**item.schedule_gates, schedule.name: _gates_of(item.scenario, gates, every, workload)},
-                size_gates={**item.size_gates, schedule.name: sizes},
-            )
-            for item, (gates, sizes) in zip(targets, found, strict=True)
-        ]
-    answers = [_answers(session, item, meter) for item in targets]
-    answer_gates = rounded_cache.derive_read_gates([item.answers for item in targets], answers, session.dtype)
-    return [replace(item, answer_gates=answer_gates) for item in targets]
-
-
-def _answers(session: Session[Any], item: Target, meter: CallCounter) -> rounded_cache.Answers:
-    return rounded_cache.read_back(session, item.scenario, item.rounded[ONE_SHOT.name], meter.tick)
-
-
-def _calls(session: Session[Any], targets: Sequence[Target], schedules: Sequence[Schedule]) -> int:
-    groups = equal_lengths([item.scenario for item in targets])
-    total = sum(schedule.calls(group[0]) for schedule in schedules for group in groups)
-    return total + sum(rounded_cache.read_calls(session, item.scenario) for item in targets)

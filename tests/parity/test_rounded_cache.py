@@ -17,6 +17,7 @@ from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import VACUOUS
 from lucid_deploy.parity.record import TensorRows, Trace
+from lucid_deploy.parity.rounded_targets import Rounding
 from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes import open_session
@@ -221,11 +222,12 @@ def test_stored_rows_are_read_within_the_gates_of_arithmetic_and_smaller_keys_ar
     rows = record(session(model, torch.float64), SCENARIO)
     exact, own = read_back(model, rows, torch.float64), read_back(model, rows)
     gates = rounded_cache.derive_read_gates([exact], [own], "float32")
-    found = rounded_cache.compare_answers(own, exact, gates, SCENARIO)
+    rounding = Rounding(SCENARIO, answers=exact, answer_gates=gates)
+    found = rounding.compare_answers(own)
     assert {item.schedule for item in found} == {"decode from given rows", "prefill behind given rows"}
     assert all(item.failed_at is None for item in found)
     smaller = Trace(
         {name: TensorRows(r.values * (0.99 if name.word == "K" else 1), r.start) for name, r in rows.tensors.items()}
     )
-    found = rounded_cache.compare_answers(read_back(model, smaller), exact, gates, SCENARIO)
+    found = rounding.compare_answers(read_back(model, smaller))
     assert all(item.failed_at is not None for item in found)
