@@ -15,7 +15,7 @@ from lucid_deploy.errors import CheckFailed, LucidError, reading
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.batching.prompt_file import PromptDefaults
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
@@ -43,9 +43,9 @@ def run_batch(
     speculation: SpeculationOptions,
 ) -> None:
     """Answer a file of prompts; raise CheckFailed at the end if any of them failed."""
-    from lucid_deploy.batching.answers import AnswerFile, answer_prompts
+    from lucid_deploy.batching.answer_file import AnswerFile, answer_prompts
     from lucid_deploy.batching.batcher import Batcher
-    from lucid_deploy.batching.prompts import check_prompts, read_prompts
+    from lucid_deploy.batching.prompt_file import check_prompts, read_prompts
     from lucid_deploy.generation.guide import GuideFactory
     from lucid_deploy.runtimes import open_session
 

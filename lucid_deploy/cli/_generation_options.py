@@ -17,7 +17,7 @@ from lucid_deploy.json_fields import FieldError
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.batching.prompt_file import PromptDefaults
     from lucid_deploy.generation.constraint import Constraint
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.guide import Guide
@@ -55,7 +55,7 @@ def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: s
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(**given: Any) -> Any:
-            from lucid_deploy.batching.prompts import PromptDefaults
+            from lucid_deploy.batching.prompt_file import PromptDefaults
             from lucid_deploy.generation.sampling import Sampling
 
             chosen = {name: given.pop(name) for name in (*_SAMPLING, "seed")}

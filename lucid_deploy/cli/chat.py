@@ -21,7 +21,7 @@ from lucid_deploy.cli._options import artifact_argument, runtime_options
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
-    from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.batching.prompt_file import PromptDefaults
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 

@@ -32,7 +32,7 @@ from lucid_deploy.json_fields import shown
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.batching.prompt_file import PromptDefaults
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions

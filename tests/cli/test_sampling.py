@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lucid_deploy.batching.prompts import PromptDefaults
+from lucid_deploy.batching.prompt_file import PromptDefaults
 from lucid_deploy.cli._generation_options import answer_options
 from lucid_deploy.generation.sampling import Sampling
 

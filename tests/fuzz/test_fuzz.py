@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lucid_deploy.artifact.manifest import read_manifest
-from lucid_deploy.batching.answers import AnswerFile
-from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
+from lucid_deploy.batching.answer_file import AnswerFile
+from lucid_deploy.batching.prompt_file import PromptDefaults, read_prompts
 from lucid_deploy.conformance.case_files import DATA, read_case, write_case
 from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.errors import LucidError

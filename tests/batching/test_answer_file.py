@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.batching.answers import AnswerFile
+from lucid_deploy.batching.answer_file import AnswerFile
 from lucid_deploy.errors import CheckFailed, LucidError
 
 FACTS = {"prompts": "hash", "options": {"n": 1}}
@@ -115,7 +115,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lucid_deploy.batching.answers.os.write", full)
+    monkeypatch.setattr("lucid_deploy.batching.answer_file.os.write", full)
     with pytest.raises(LucidError, match=r"No space left on device.+ are kept; free some space"):
         file.write([answer(1)])
     assert file.answered == set()

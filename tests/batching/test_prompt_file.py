@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.batching.prompts import Prompt, PromptDefaults, check_prompts, read_prompts
+from lucid_deploy.batching.prompt_file import Prompt, PromptDefaults, check_prompts, read_prompts
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling

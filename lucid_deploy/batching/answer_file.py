@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.batching.batcher import Batcher
-from lucid_deploy.batching.prompts import Prompt
+from lucid_deploy.batching.prompt_file import Prompt
 from lucid_deploy.batching.request import Finished, Token
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.files import atomic_write
