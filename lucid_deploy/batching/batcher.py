@@ -116,7 +116,16 @@ class Batcher:
     @property
     def active(self) -> int:
         """Requests that have started: those whose prompt runs, those that decode and those that are paused."""
-        return len(self._running) + len(self._paused) + (self._filling is not None)
+        return len(self._active_rows)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens in the caches of requests that have started."""
+        return sum(len(row.ids) for row in self._active_rows)
+
+    @property
+    def _active_rows(self) -> list[BatchRow]:
+        return [*self._running.values(), *self._paused.values(), *filter(None, [self._filling])]
 
     @property
     def idle(self) -> bool:
@@ -285,7 +294,7 @@ class Batcher:
 
     def _next_in_line(self) -> list[int]:
         """Return the waiting requests that may start, those of the client with the fewest rows first."""
-        rows = [*self._running.values(), *self._paused.values(), *filter(None, [self._filling])]
+        rows = self._active_rows
         if not self._has_free_row or len(rows) >= 2 * self.rows:  # paused rows have a cache each
             return []
         held = Counter(row.request.client for row in rows)

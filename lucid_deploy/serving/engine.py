@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -66,7 +66,6 @@ class _Running(NamedTuple):
     events: JobEvents
     row: int
     client: str
-    prompt: int  # tokens of the prompt
     started: float  # by time.monotonic
 
 
@@ -76,6 +75,7 @@ class JobEvents:
     def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._commands, self._rows = commands, rows
+        self.numbers: dict[int, int] = {}  # in the batcher, by row; for the engine's thread
         self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
@@ -122,9 +122,7 @@ class Engine:
         self._lock = threading.Lock()  # protects the state and the counts of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
         self._seconds = 1.0  # moving average of a generation's duration, its wait for a row included
-        self._running: dict[int, _Running] = {}
-        self._numbers: dict[tuple[JobEvents, int], int] = {}
-        self._cached: dict[int, int] = {}  # tokens of prompt and answer, by generation, from its first new token on
+        self._running: dict[int, _Running] = {}  # by number in the batcher
         self._gauges = {"rows": float(rows)}
         self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
         self._when_loaded: Callable[[], object] = lambda: None
@@ -203,42 +201,35 @@ class Engine:
                 return False
             assert events is not None
             if kind == "cancel":
-                number = self._numbers.get((events, row))
-                if number is not None:  # otherwise the generation has already ended
-                    batcher.cancel(number)
-                    self._forget(number)
+                running = self._running.pop(events.numbers.get(row, -1), None)
+                if running is not None:  # otherwise the generation has already ended
+                    batcher.cancel(events.numbers[row])
+                    self._release(running.client)
                 continue
             try:
                 number = batcher.submit(request)
             except LucidError as error:
                 self._release(request.client)
-                _send([(events, row, ApiError(400, str(error)))])
+                _send({events: [(row, ApiError(400, str(error)))]})
                 continue
-            self._running[number] = _Running(events, row, request.client, len(request.prompt_ids), time.monotonic())
-            self._numbers[events, row] = number
+            self._running[number] = _Running(events, row, request.client, time.monotonic())
+            events.numbers[row] = number
 
-    def _addressed(self, events: Sequence[Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
-        """Update the engine's counts; return the events with the jobs that they belong to."""
-        from lucid_deploy.batching import Finished, Token
+    def _addressed(self, events: Sequence[Token | Finished]) -> dict[JobEvents, list[tuple[int, Any]]]:
+        """Return the events by the jobs that they belong to, and update the engine's counts."""
+        from lucid_deploy.batching import Finished
 
-        out: list[tuple[JobEvents, int, Any]] = []
+        jobs: dict[JobEvents, list[tuple[int, Any]]] = defaultdict(list)
         for event in events:
             running = self._running.get(event.request)
             if running is None:  # cancelled
                 continue
             if isinstance(event, Finished):
-                self._forget(event.request)
+                del self._running[event.request]
+                self._release(running.client)
                 self._seconds += 0.2 * (time.monotonic() - running.started - self._seconds)
-            elif isinstance(event, Token):
-                self._cached[event.request] = self._cached.get(event.request, running.prompt) + 1
-            out.append((running.events, running.row, event))
-        return out
-
-    def _forget(self, number: int) -> None:
-        running = self._running.pop(number)
-        del self._numbers[running.events, running.row]
-        self._cached.pop(number, None)
-        self._release(running.client)
+            jobs[running.events].append((running.row, event))
+        return jobs
 
     def _release(self, client: str) -> None:
         with self._lock:
@@ -249,7 +240,7 @@ class Engine:
             "queue_length": float(batcher.waiting),
             "active_rows": float(batcher.active),
             "rows": float(self.rows),
-            "cache_tokens": float(sum(self._cached.values())),
+            "cache_tokens": float(batcher.cache_tokens),
             "prefix_cache_tokens": float(batcher.cached_tokens),
             "prompt_tokens_computed": float(batcher.prompt_tokens_computed),
             "prompt_tokens_reused": float(batcher.prompt_tokens_reused),
@@ -275,25 +266,23 @@ class Engine:
             if not loading:  # else the command line reports the error
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)
-        _send([(events, row, unavailable(message, DOWN)) for events, row in left])
+        for events, row in left:
+            _send({events: [(row, unavailable(message, DOWN))]})
         if loading:
             self._when_loaded()
 
 
-def _send(events: list[tuple[JobEvents, int, Any]]) -> None:
+def _send(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
     """Pass events to the event loops of their jobs; each loop is woken once for all of its events."""
-    loops: dict[asyncio.AbstractEventLoop, dict[JobEvents, list[tuple[int, Any]]]] = {}
-    for job, row, event in events:
-        loops.setdefault(job.loop, {}).setdefault(job, []).append((row, event))
-    for loop, jobs in loops.items():
+    for loop in {job.loop for job in jobs}:
         try:
-            loop.call_soon_threadsafe(_deliver_all, jobs)
+            loop.call_soon_threadsafe(_deliver, [each for each in jobs.items() if each[0].loop is loop])
         except RuntimeError:  # the event loop is closed
             log.debug("An event loop closed while generations ran.")
 
 
-def _deliver_all(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
-    for job, events in jobs.items():
+def _deliver(jobs: list[tuple[JobEvents, list[tuple[int, Any]]]]) -> None:
+    for job, events in jobs:
         job.queue.put_nowait(events)
 
 

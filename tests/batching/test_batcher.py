@@ -208,17 +208,17 @@ def test_log_probabilities_are_of_the_raw_logits(static: Session[Any]) -> None:
 def test_cancellation_frees_the_row_in_the_next_step(static: Session[Any]) -> None:
     batcher = Batcher(static, rows=2, prefill_chunk=8)
     running, filling, waiting, next_one = (
-        batcher.submit(Request(prompt(n), 50, stop_at_eos=False)) for n in (8, 60, 9, 7)
+        batcher.submit(Request(prompt(n), 50, stop_at_eos=False)) for n in (8, 160, 9, 7)
     )
     batcher.step()
     batcher.step()
-    assert (batcher.active, batcher.waiting) == (2, 2)
+    assert (batcher.active, batcher.waiting, batcher.cache_tokens) == (2, 2, 8 + 2 + 120 + 12)
     for number in (waiting, filling, running, running, 77):
         batcher.cancel(number)
     events = batcher.step()
     assert events[:3] == [Finished(number, "cancelled") for number in (waiting, filling, running)]
     assert [event.request for event in events[3:]] == [next_one] * 2  # its first token, and one of decoding
-    assert (batcher.active, batcher.waiting) == (1, 0)
+    assert (batcher.active, batcher.waiting, batcher.cache_tokens) == (1, 0, 7 + 1)
     batcher.cancel(running)
     _, ends = drain(batcher)
     assert set(ends) == {next_one}

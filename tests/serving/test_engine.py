@@ -19,7 +19,7 @@ from lucid_deploy.serving.errors import ApiError
 class ScriptedBatcher:
     """Gives each request one token a step, as many as its prompt has, and then its end."""
 
-    cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
+    cache_tokens = cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
     drafts = DraftCounts(proposed=7, accepted=3)
 
     def __init__(self) -> None:
