@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
 Events = list[dict[str, Any]]
+CACHED_STEP = 128  # reused tokens are reported in multiples of it, as by OpenAI: exact counts could give prompts away
 
 
 class Answer:
     """Builds an answer of ``/v1/completions`` or ``/v1/chat/completions``.
 
-    Every piece of text goes through ``chunks``, and every generation's end through ``closing``; these return what a
-    stream sends. ``whole`` returns the answer if it is not streamed.
+    Every piece of text goes through ``take``, which returns what a stream sends; ``whole`` returns the answer if it is
+    not streamed.
     """
 
     end_of_stream = b"data: [DONE]\n\n"
@@ -55,30 +56,43 @@ class Answer:
         rows = range(self.job.rows if self.job.chat else 0)
         return [chunk for row in rows for chunk in self._show(row, {"role": "assistant", "content": ""})]
 
-    def chunks(self, piece: TextPiece) -> Events:
-        """Add a piece; return its chunk, in a list that is empty if there is nothing to show yet."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether all generations have ended."""
+        return all(choice.reason for choice in self._choices)
+
+    def take(self, piece: TextPiece) -> Events:
+        """Add a piece, and end its generation if it is the last; return the chunks, none if nothing is to show yet."""
         self.new_tokens += piece.tokens
         delta, logprobs = self._choices[piece.row].add(piece)
-        return self._show(piece.row, delta, logprobs) if delta or piece.logprobs else []
+        chunks = self._show(piece.row, delta, logprobs) if delta or piece.logprobs else []
+        if not piece.reason:
+            return chunks
+        if piece.row % self.job.n == 0:  # count each prompt once, as prompt_tokens does
+            self.cached_tokens += piece.reused - piece.reused % CACHED_STEP
+        return chunks + self.closing(piece.row, piece.reason)
 
     def closing(self, row: int, reason: str) -> Events:
         """End a generation; return the chunk that gives the reason, and the text or calls that were held back."""
         delta = self._choices[row].end(reason)
         return self._show(row, delta, reason=self._choices[row].reason)
 
-    def ending(self) -> Events:
-        """Return the chunk after all generations: the counts, if they were requested."""
-        if not self.job.include_usage:
-            return []
-        return [{**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}]
+    def ending(self) -> bytes:
+        """Return what is sent after all generations: the counts, if they were requested, and the end of the stream."""
+        counts = {**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}
+        return self.frames([counts] if self.job.include_usage else []) + self.end_of_stream
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         """Return the event of an error within a stream."""
         return error.body()
 
-    def frame(self, event: dict[str, Any]) -> bytes:
-        kind = b"event: %s\n" % event["type"].encode() if "type" in event else b""
-        return kind + b"data: " + msgspec.json.encode(event) + b"\n\n"
+    def frames(self, events: Events) -> bytes:
+        """Return events as they are sent."""
+        out = b""
+        for event in events:
+            kind = b"event: %s\n" % event["type"].encode() if "type" in event else b""
+            out += kind + b"data: " + msgspec.json.encode(event) + b"\n\n"
+        return out
 
     def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
         """Return the chunk that tells a stream's client of new text or calls, ``delta``, or of the end, ``reason``."""

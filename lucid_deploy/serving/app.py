@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving import fields
-from lucid_deploy.serving.answers import Answer, Events
+from lucid_deploy.serving.answers import Answer
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, Service
 from lucid_deploy.serving.responses_api import ResponseAnswer
@@ -28,7 +28,6 @@ from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
 
 log = logging.getLogger("lucid_deploy.serving")
-CACHED_STEP = 128  # reused tokens are reported in multiples of it, as by OpenAI: exact counts could give prompts away
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -157,23 +156,24 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
             first, begun = not begun, True
             chunks = answer.opening() if first else []
             for event in events:
-                chunks += _take(exchange, answer, event, token_times)
+                _observe(exchange, event, token_times)
+                chunks += answer.take(event)
             if first:
                 service.metrics.prompt_tokens.inc(job.prompt_tokens)
             if job.stream:
                 if first:  # only now: a request that the engine refuses gets an HTTP status of its own
                     await exchange.send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-                await exchange.send_events(chunks)
-    if len(exchange.reasons) < job.rows:
+                await exchange.send({"type": "http.response.body", "body": answer.frames(chunks), "more_body": True})
+    if not answer.is_complete:
         raise RuntimeError("The events of a job ended before its generations.")
     if not job.stream:
         return Response(msgspec.json.encode(answer.whole()), media_type="application/json")
-    await exchange.send_events(answer.ending(), end=True)
+    await exchange.send({"type": "http.response.body", "body": answer.ending()})
     return None
 
 
-def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dict[int, float]) -> Events:
-    """Add an event to the answer; return what to stream for it. ``token_times``: when each row's last token came."""
+def _observe(exchange: Exchange, event: TextPiece, token_times: dict[int, float]) -> None:
+    """Count an event's token in the metrics. ``token_times``: when each row's last token came."""
     if event.tokens:
         metrics, now = exchange.service.metrics, time.perf_counter()
         if exchange.first_token is None:
@@ -183,13 +183,6 @@ def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dic
             metrics.between.observe(now - token_times[event.row])
         token_times[event.row] = now
         metrics.new_tokens.inc()
-    chunks = answer.chunks(event)
-    if event.reason:
-        exchange.reasons[event.row] = event.reason
-        if event.row % answer.job.n == 0:  # count each prompt once, as prompt_tokens does
-            answer.cached_tokens += event.reused - event.reused % CACHED_STEP
-        chunks += answer.closing(event.row, event.reason)
-    return chunks
 
 
 Route = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body

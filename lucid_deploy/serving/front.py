@@ -28,7 +28,7 @@ from lucid_deploy.serving.requests import ReaderSetup
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 
 if TYPE_CHECKING:
-    from lucid_deploy.serving.answers import Answer, Events
+    from lucid_deploy.serving.answers import Answer
     from lucid_deploy.serving.ray_cluster import RayBackend
 
 log = logging.getLogger("lucid_deploy.serving")
@@ -131,7 +131,6 @@ class Exchange:
         # Of requests that generate:
         self.kind: Kind | None = None  # of its body
         self.answer: Answer | None = None  # once the body was read
-        self.reasons: dict[int, str] = {}  # why each generation ended
         self.first_token: float | None = None  # seconds until it came
 
     def check(self) -> None:
@@ -215,12 +214,6 @@ class Exchange:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
-    async def send_events(self, events: Events, end: bool = False) -> None:
-        """Send events of the answer's stream, then its end if ``end`` is set."""
-        assert self.answer is not None
-        frames = [*map(self.answer.frame, events), *([self.answer.end_of_stream] if end else [])]
-        await self._send({"type": "http.response.body", "body": b"".join(frames), "more_body": not end})
-
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error; if the answer is a stream that has begun, send the error as its end."""
         self.service.metrics.rejected.labels(error.code).inc()
@@ -229,7 +222,8 @@ class Exchange:
         elif self.answer is not None and self.answer.job.stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_SECONDS):
-                    await self.send_events([self.answer.failure(error)])
+                    last = self.answer.frames([self.answer.failure(error)])
+                    await self._send({"type": "http.response.body", "body": last, "more_body": True})
                     await self._send({"type": "http.response.body"})
         self.status = error.status
 

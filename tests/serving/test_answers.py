@@ -32,7 +32,7 @@ def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
 def test_a_whole_completion() -> None:
     made = answer(n=2)
     for row, text in ((0, "x"), (3, "y"), (0, "z")):
-        made.chunks(TextPiece(row, text, 1))
+        made.take(TextPiece(row, text, 1))
     made.closing(0, "stop")
     found = plain(made.whole())
     assert [choice["text"] for choice in found["choices"]] == ["xz", "", "", "y"]
@@ -44,7 +44,7 @@ def test_a_whole_completion() -> None:
 
 def test_a_whole_chat() -> None:
     made = answer(chat=True)
-    made.chunks(TextPiece(0, "hi", 1))
+    made.take(TextPiece(0, "hi", 1))
     found = plain(made.whole())
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
     assert found["id"].startswith("chatcmpl-") and found["object"] == "chat.completion"
@@ -53,19 +53,20 @@ def test_a_whole_chat() -> None:
 def test_chunks_of_a_stream() -> None:
     made = answer(chat=True, stream=True, include_usage=True)
     assert [chunk["choices"][0]["delta"]["role"] for chunk in made.opening()] == ["assistant"] * 2
-    assert made.chunks(TextPiece(1, "", 1)) == []  # nothing to show yet, but a token
-    (chunk,) = made.chunks(TextPiece(1, "hi", 1))
+    assert made.take(TextPiece(1, "", 1)) == []  # nothing to show yet, but a token
+    (chunk,) = made.take(TextPiece(1, "hi", 1))
     assert chunk is not None and chunk["choices"][0]["delta"] == {"content": "hi"} and chunk["usage"] is None
-    (closing,) = made.closing(1, "length")
-    assert closing["choices"][0]["finish_reason"] == "length"
-    assert len(made.ending()) == 1
-    (last,) = made.ending()
-    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 2)
+    (closing,) = made.take(TextPiece(1, "", 0, (), "length", reused=300))
+    assert closing["choices"][0]["finish_reason"] == "length" and not made.is_complete
+    assert made.ending().endswith(b"}\n\ndata: [DONE]\n\n")
+    last = msgspec.json.decode(made.ending().split(b"\n\n")[0].removeprefix(b"data: "))
+    cached = last["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert (last["choices"], last["usage"]["completion_tokens"], cached) == ([], 2, 256)
 
 
 def test_logprobs_of_a_completion() -> None:
     made = answer(top_logprobs=2)
-    made.chunks(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
+    made.take(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
     found = plain(made.whole())["choices"][0]["logprobs"]
     assert (found["tokens"], found["text_offset"], found["token_logprobs"]) == (["a", "b"], [0, 1], [-0.5, -0.5])
     assert found["top_logprobs"] == [{"a": -0.5, "x": -1.0}, {"x": -1.0, "b": -0.5}]
@@ -74,9 +75,9 @@ def test_logprobs_of_a_completion() -> None:
 def test_logprobs_of_a_chat() -> None:
     made, streamed = (answer(top_logprobs=1, chat=True, stream=stream) for stream in (False, True))
     piece = TextPiece(0, "é", 1, (logprob("é", 0, "e"),))
-    made.chunks(piece)
+    made.take(piece)
     (found,) = plain(made.whole())["choices"][0]["logprobs"]["content"]
-    (chunk,) = plain(streamed.chunks(piece))
+    (chunk,) = plain(streamed.take(piece))
     assert chunk["choices"][0]["logprobs"]["content"] == [found]
     assert (found["token"], found["bytes"]) == ("é", [0xC3, 0xA9])
     assert found["top_logprobs"] == [{"token": "e", "logprob": -1.0, "bytes": [0x65]}]

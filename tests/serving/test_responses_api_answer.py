@@ -42,8 +42,8 @@ def piece(text: str, logprobs: bool = False) -> TextPiece:
 @pytest.mark.parametrize(("reason", "status"), [("stop", "completed"), ("length", "incomplete")])
 def test_a_whole_answer(reason: str, status: str) -> None:
     made = answer(1)
-    made.chunks(piece("hel", logprobs=True))
-    made.chunks(piece("lo", logprobs=True))
+    made.take(piece("hel", logprobs=True))
+    made.take(piece("lo", logprobs=True))
     made.closing(0, reason)
     whole = msgspec.json.decode(msgspec.json.encode(made.whole()))
     found = Response.model_validate(whole)
@@ -59,11 +59,11 @@ def test_the_events_of_a_stream(reason: str) -> None:
     made = answer()
     events = made.opening()
     for part in ("a", "", "é"):
-        new = made.chunks(piece(part))
+        new = made.take(piece(part))
         assert [event["delta"] for event in new if event["type"].endswith("text.delta")] == [part] * bool(part)
         events += new
     events += made.closing(0, reason)
-    assert made.ending() == [] and made.end_of_stream == b""
+    assert made.ending() == b""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert [event["type"].removeprefix("response.") for event in events] == [
         "created",
@@ -91,7 +91,7 @@ TWO_CALLS = f"Wait. {CALL % 'f'}\n{CALL % 'g'}"
 def test_calls_are_items_behind_the_text() -> None:
     made = answer(tools=tool_format_of(HERMES))
     for place in range(0, len(TWO_CALLS), 3):
-        made.chunks(piece(TWO_CALLS[place : place + 3]))
+        made.take(piece(TWO_CALLS[place : place + 3]))
     made.closing(0, "stop")
     found = Response.model_validate_json(msgspec.json.encode(made.whole()))
     assert [item.type for item in found.output] == ["message", "function_call", "function_call"]
@@ -109,7 +109,7 @@ def test_the_events_of_items_fit_together(text: str) -> None:
     made = answer(tools=tool_format_of(HERMES))
     events = made.opening()
     for sign in text:
-        events += made.chunks(piece(sign))
+        events += made.take(piece(sign))
     cut = text.startswith("<") and not text.endswith(">")
     events += made.closing(0, "length" if cut else "stop")
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
