@@ -92,18 +92,6 @@ def test_groups_around_it_count_too(machine: Machine) -> None:
     assert processor_quota(root) == 4
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"nothing like it\n", b"0:", b"0::/../../pods\n", b"0::/na\xffme\n", b"1:cpu:/a:b\n"]
-)
-def test_what_is_written_there_may_be_anything(machine: Machine, text: bytes) -> None:
-    root = machine(64, set(range(64)))
-    write(root / "proc/self/cgroup", "")
-    (root / "proc/self/cgroup").write_bytes(text)
-    assert allowed_threads(root) is None
-    write(root / "sys/fs/cgroup/cpu.max", "200000 100000")
-    assert allowed_threads(root) == 2
-
-
 def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
