@@ -79,7 +79,7 @@ def write_cases(folder: Path, only: str = "") -> int:
     """Write cases into a new or empty folder, completely or not at all, and return how many.
 
     Raises:
-        LucidError: No name contains ``only``, ``folder`` is no empty or new folder, or :func:`make_case` raises one.
+        LucidError: No name contains ``only``, ``folder`` is a file or not empty, or :func:`make_case` raises one.
     """
     names = case_names(only)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -102,7 +102,7 @@ def pinned() -> dict[str, Pin]:
 
 
 def checksums(case: Case) -> list[list[float]]:
-    """Return each tensor's checksum by data set: its values times fixed weights, summed, over the root of its size."""
+    """Return by data set each tensor's checksum: the sum of weight · value, divided by √(number of values)."""
     return [[_checksum(array) for array in (*data.inputs.values(), *data.outputs.values())] for data in case.data_sets]
 
 

@@ -2,7 +2,7 @@
 
 The code under test shares only ``plugins/table.py`` with this module; arguments are named as the inputs there. In
 shapes, ``B`` is the batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past
-ones, ``T`` all.
+ones, ``T`` all, ``D`` the width of a head. Those of experts' products are explained there.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def decode_attention_scaled(
     epsilon: float,
     diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Return :func:`decode_attention` over a cache whose rows of K and Y are multiplied by their scales first."""
+    """Return :func:`decode_attention` over K and Y multiplied by the scales of their rows, ``(B, H, P, 1)``."""
     keys, values = exact(K) * exact(K_scale), exact(Y) * exact(Y_scale)
     return decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
@@ -153,9 +153,9 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
     """Return O_i = W_e X_i for each row i and its expert e.
 
     Args:
-        X: The rows, ``(R, K)``.
+        X: R rows of width K, ``(R, K)``.
         expert: Each row's expert, ``(R,)``.
-        W: The experts' matrices, ``(E, N, K)``.
+        W: The matrices of E experts, each with N rows, ``(E, N, K)``.
 
     Returns:
         O, ``(R, N)``, float64.
@@ -164,7 +164,7 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
 
 
 def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
-    """Return :func:`expert_matmul`; W ``(E, N, blocks, bytes)`` has numbers of 4 or 8 bits and a scale per block."""
+    """Return :func:`expert_matmul`; W ``(E, N, blocks, bytes)`` holds packed 4- or 8-bit numbers, a scale per block."""
     bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
     numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
     weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]

@@ -44,7 +44,7 @@ def operator_node(
     outputs: tuple[str, ...] | list[str],
     attributes: Mapping[str, Any] | None = None,
 ) -> onnx.NodeProto:
-    """Return a node of an operator with these attributes; None: the required ones, with the values of the cases."""
+    """Return a node of an operator; ``attributes`` None: the required attributes, with the values of the cases."""
     if attributes is None:
         attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)

@@ -40,9 +40,9 @@ class Problem:
         text: What is special about the case.
         dtype: The type that stands for ``T``.
         new: How many new tokens there are; for a buffer, its rows; for experts, the rows to multiply.
-        past: How many tokens the cache has (delta rule: 0 for a state of zeros; quantized experts: bits of a value).
+        past: How many tokens the cache has (delta rule: 0 for a state of zeros; quantized experts: bits of a weight).
         width: Width of a head, ``D``.
-        keys: Correlation of any two keys; 1: three keys, repeated.
+        keys: Correlation of any two keys (experts: rows to multiply); 1: three keys, repeated.
         size: Factor of all keys.
         padded: Whether the last batch row begins with padding and the first has a hole: two masked tokens inside it.
         hidden: Rows of a buffer after the cache's tokens; they hold other values, and the mask hides them.

@@ -1,4 +1,4 @@
-"""Run the cases of ``ai.lucid`` with onnxruntime, without the toolkit: needs numpy, onnx and onnxruntime alone.
+"""Run the cases of ``ai.lucid`` with onnxruntime: needs only numpy, onnx and onnxruntime, not lucid-deploy.
 
     python run.py [--cases FOLDER] [--library liblucid_onnxruntime.so] [--types float32,float16] [--only TEXT]
 

@@ -97,7 +97,7 @@ def run_model(
 
 
 def visible(feed: Mapping[str, Array]) -> Array:
-    """Return the operators' mask, bool; over buffers, it shows the rows before ``cache_length`` and the new token."""
+    """Return the operators' bool mask; with buffers, False at rows from ``cache_length`` on, True at the new token."""
     mask = feed["attention_mask"] != 0
     if "cache_length" not in feed:
         return np.asarray(mask)

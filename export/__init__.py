@@ -1,6 +1,6 @@
-"""Export of LUCID checkpoints: tracing, ONNX functions, graph passes, the shared weight file, the artifact.
+"""Export of checkpoints: tracing, ONNX functions, graph passes, the shared weight file, the artifact.
 
-The package has the name of the API function ``lucid_deploy.export(...)``, so calling it calls that function.
+The package has the name of the API function ``lucid_deploy.export(...)``, so calling the package calls that function.
 """
 
 import importlib

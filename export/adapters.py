@@ -55,7 +55,7 @@ class LinearLayers:
         self._shapes = file_shapes(config, family)
 
     def check(self, adapter: Adapter, base: Path) -> tuple[str, ...]:
-        """Check that an adapter fits a checkpoint and can be kept apart from its weights; return notes.
+        """Check that an adapter fits a checkpoint and can be kept apart from the checkpoint's weights; return notes.
 
         Raises:
             LucidError: It does not fit the checkpoint, replaces a weight, or changes one outside of these layers.
@@ -106,7 +106,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
     """Open and check the adapters of an export; return None if the options ask for none.
 
     Raises:
-        LucidError: An adapter cannot be read or kept apart, its name is invalid or taken, or the room for it is wrong.
+        LucidError: An adapter cannot be read or kept apart, a name is invalid or taken, or an option for room is wrong.
     """
     most, most_rank = options.max_adapters, options.max_adapter_rank
     if not options.adapters and most is None:

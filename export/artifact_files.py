@@ -200,7 +200,7 @@ def _manifest(
     transposed: set[str],
     notes: tuple[str, ...],
 ) -> Manifest:
-    """Return the manifest without the files' sizes and hashes."""
+    """Return the manifest without the files' sizes and hashes, and without the record of adapters."""
     from lucid_deploy.model.checkpoint import DEMO
     from lucid_deploy.plugins.table import VERSION
 
@@ -234,7 +234,7 @@ def _manifest(
 
 
 def _described(contents: ArtifactContents) -> tuple[LayerDescription, ...]:
-    """Describe the layers, given what is quantized; those of inlined graphs use no operators of ours."""
+    """Describe the layers, given what is quantized; with the option ``inline`` they use no operators of ours."""
     if contents.options.inline:
         return tuple(dataclasses.replace(layer, operators={}) for layer in contents.layers)
     tensors = {} if contents.quantization is None else contents.quantization.tensors

@@ -15,7 +15,7 @@ from lucid_deploy.errors import LucidError
 if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
-ROW = 512  # tokens of a row at most; the last one may be shorter
+ROW = 512  # tokens of a row at most; the last row may be shorter
 SEED = 0  # draws the held-out rows, those to learn from if there are more than wanted, and distillation's order
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: one in 8, at most 4
 
@@ -34,7 +34,7 @@ class CalibrationRows:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a calibration file, or refuse it."""
+    """Return the text of a calibration file; ``LucidError`` if it is no readable file of UTF-8, or blank."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
             f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-_QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # what they log at least
+_QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # levels during a capture
 _ONE_CAPTURE = threading.Lock()  # tracing changes state of the whole process: PyTorch's, warning filters, loggers
 
 
@@ -33,7 +33,7 @@ def capture(
     Args:
         module: What to capture.
         arguments: Its example arguments, on the meta device.
-        axes: Their dynamic axes, as ``torch.onnx.export`` takes them.
+        axes: Their dynamic axes, as ``torch.export.export`` takes ``dynamic_shapes``.
         inputs: Names for the graph's inputs.
         outputs: Names for the graph's outputs.
     """
@@ -60,7 +60,7 @@ def capture(
 def _translated(program: torch.export.ExportedProgram) -> ir.Model:
     """Translate a program as ``torch.onnx.export`` does, without the steps that take most of its time there.
 
-    ``torch.onnx.export`` parses 500 translations for each graph, decomposes each program, which traces it again, and
+    ``torch.onnx.export`` parses all translations for each graph, decomposes each program, which traces it again, and
     computes each node once more to insert casts. Here translations are parsed once per process, and the rest is done
     only where operators must be decomposed or cast: not in our layers, perhaps in transformers' or other packages'.
     """

@@ -31,7 +31,7 @@ from lucid_deploy.model.tokenizer_files import check_regular, tokenizer_files
 
 _CLEANS = "clean_up_tokenization_spaces"
 _LISTS = (EXTRA, DECODER, "additional_special_tokens", "model_specific_special_tokens")  # settings with lists of tokens
-# For these classes and these types of models transformers loads tokenizer.json as it is.
+# Tokenizer classes and model types: with one of each, transformers loads tokenizer.json as it is.
 AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend"), ("granite", "llama", "mistral", "phi3", "smollm3")
 _SAMPLES = (
     *("Once upon a time, it isn 't so .", " two  blanks ", "a\n\nb\tc", "1234 and 5,678.90 % of x_1 == y[2];"),
@@ -69,7 +69,7 @@ def check_links(checkpoint: Path) -> None:
 
 
 def check_tokenizer(checkpoint: Path) -> None:
-    """Refuse a tokenizer that cannot be read, rather than fail when the artifact first gets a text."""
+    """Refuse a tokenizer or chat template that cannot be read, and a tokenizer without ``tokenizer.json``."""
     if (checkpoint / "tokenizer.json").is_file():
         read_tokenizer(checkpoint)
         read_chat_templates(checkpoint)
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write ``tokenizer.json``, if any, with all tokens, and ``tokenizer_config.json`` with named ones and settings."""
+    """Write ``tokenizer.json`` with all tokens, and ``tokenizer_config.json``; nothing without a ``tokenizer.json``."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return

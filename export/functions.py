@@ -1,4 +1,4 @@
-"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file."""
+"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, for runtimes that have no kernels for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def function_proto(
 
     Args:
         name: The operator.
-        opset: That of the graph: a runtime inlines only functions of the same opset.
+        opset: The graph's opset: a runtime inlines only functions of the same opset.
         training_diagonal: Whether the graph's nodes have the attribute ``diagonal``: all have it, or none.
         one_token: Whether all nodes get one new token; use the body for one token if there is one.
         several: Whether nodes may get several new tokens; use the body for several if there is one.
@@ -60,7 +60,7 @@ def function_proto(
 def _state_loop_conditions(nodes: Any) -> None:
     """Add the condition ``true`` to every loop without one, in subgraphs too.
 
-    The standard makes it optional, but ONNX's ReferenceEvaluator runs a loop without it zero times.
+    The standard makes the condition optional, but ONNX's ReferenceEvaluator runs a loop without one zero times.
     """
     stated = []
     for node in nodes:

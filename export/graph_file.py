@@ -25,7 +25,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return ``{stored name: "lm_head.weight"}``, the embedding's if tied; {} if the graph has no such weight."""
+    """Return ``{stored name: "lm_head.weight"}``; a tied head is stored as the embedding. {} without lm_head."""
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
@@ -36,7 +36,7 @@ def write_graph(
     inline: bool = False,
     adapters: Mapping[str, StoredTensor] = MappingProxyType({}),
 ) -> None:
-    """Write a graph beside its weight file, and check it with ONNX's checker.
+    """Write a graph beside its weight file and check it; ``LucidError`` if it cannot be read again. Changes ``model``.
 
     Args:
         plan: Where the weights lie in the weight file.

@@ -75,7 +75,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     )
     precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
-    # The exporter reads these signatures. ``implementation`` only chooses among PyTorch's, so nodes do not have it.
+    # The exporter reads these signatures. ``implementation`` chooses a PyTorch kernel, so nodes do not have it.
     def translate_precondition(  # type: ignore[no-untyped-def]
         k, v, k_past, y_past, mask, eps: float, implementation: str, training_diagonal: bool = False
     ):

@@ -33,8 +33,8 @@ class ExportOptions:
         dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
         logits: For which of a prefill's tokens there are logits, ``last`` or ``all``.
         cache: Write graphs with this cache only: ``growing`` (present tensors are past ones plus the new rows) or
-            ``static`` (decode writes its row in place into buffers that the client allocates). None: every form, unless
-            ``inline`` is given.
+            ``static`` (decode writes its row in place into buffers that the client allocates). None: all forms that the
+            model allows, unless ``inline`` is given.
         overwrite: Whether an existing artifact at the output may be replaced.
         cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
         quantize: How to quantize weights; None: not at all.
@@ -50,8 +50,8 @@ class ExportOptions:
         adapters: Names and directories of LoRA adapters that are kept apart from the weights, so that each row of a
             batch may have its own.
         max_adapters: How many adapters the artifact has room for; None: those that are given. With a number, any linear
-            layer may get an adapter later.
-        max_adapter_rank: The largest rank that there is room for; None: that of the given adapters, or 16 without any.
+            layer may get an adapter later, except in mixtures of experts, and a tied head.
+        max_adapter_rank: The largest rank there is room for; None: the given adapters' largest, or 16 without any.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
         revision: Branch, tag or commit of a checkpoint that is named ``org/name``; None: main.
     """

@@ -227,7 +227,7 @@ def _stage_module(
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return example arguments on the meta device and their dynamic axes: each has its own size, rings have 3."""
+    """Return example arguments on the meta device and their dynamic axes: each name has its own size, rings' all 3."""
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}

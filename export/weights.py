@@ -44,7 +44,7 @@ class StoredTensor:
     transposed: bool  # whether ``shape`` is the transpose of the checkpoint's
     offset: int  # of its first byte in the file, at the start of a page
     size: int  # bytes
-    dtype: str  # type in the graphs: ONNX's name in lower case, but float32
+    dtype: str  # type in the graphs: ONNX's name in lower case, but float32 for FLOAT
     part: str = ""  # empty for a whole weight, else one of Quantization.parts
 
 
@@ -120,7 +120,7 @@ def write_weights(
 def _weight_bytes(
     parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization | None, chosen: Chosen
 ) -> Iterator[memoryview]:
-    """Yield the bytes of one weight in the order of the file; packed values may come in slices."""
+    """Yield the bytes of one weight's parts in the order of the file; packed values may come in slices."""
     import numpy as np
     import torch
 

@@ -38,11 +38,11 @@ class Bounds:
 
 
 class TooCostly(LucidError):
-    """The task exceeded its limit of time or memory."""
+    """The task exceeded its limit of time or memory; a worker that dies without a known cause counts as the latter."""
 
 
 class WorkerKilled(LucidError):
-    """Something other than the limits killed the worker during the task."""
+    """SIGKILL, which the limits do not send, ended the worker during the task."""
 
 
 class WorkerFault(Exception):
@@ -124,7 +124,7 @@ class BoundedProcess:
         self.ready = self._exchange(self._setup, starting=True)
 
     def _exchange(self, message: Any, starting: bool = False) -> Any:
-        """Send a message; return the worker's result, or raise the error that the worker sends back."""
+        """Send a message; return the worker's result, or raise the error that it sent, or one for its death."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         try:

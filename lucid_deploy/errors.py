@@ -36,12 +36,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Replace control characters but tab and newline: they could move a cursor, change a title or reverse text."""
+    """Replace characters that could move a cursor, change a title or reverse text, but tab and newline, by U+FFFD."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def in_one_line(error: Exception) -> str:
-    """Return a library's message as one line: it may quote a file's bytes, which may hold line breaks of Unicode."""
+    """Return a library's message with every run of white space, line breaks included, replaced by one space."""
     return " ".join(str(error).split())
 
 

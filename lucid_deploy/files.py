@@ -50,8 +50,8 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path]]:
     """Yield an empty folder for each target; when the block ends, the folders take the targets' names.
 
-    An existing target raises a LucidError unless ``overwrite`` is set; so does one that is or holds the current folder.
-    If anything raises, all is as before. A single folder replaces an old one in one step where the system can exchange
+    An existing target raises a LucidError unless ``overwrite`` is set; one that is or holds the current folder always
+    does. If anything raises, all is as before. A single folder replaces an old one in one step if the system can swap
     names. Otherwise a kill between renames may leave old folders as ``NAME.old-XXXXXXXX``, new ones as ``NAME.tmp-…``.
     """
     for target in targets:

@@ -1,4 +1,4 @@
-"""Read untrusted JSON objects into structs: types are exact, unknown keys are refused, errors name the field."""
+"""Read untrusted JSON objects into structs: types are exact, repeated keys are refused, errors name the field."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def named_field(name: str) -> Iterator[None]:
 def decode(
     data: bytes, form: type[T], what: str = "text", prepare: Callable[[dict[str, Any]], None] | None = None
 ) -> T:
-    """Parse a JSON object in UTF-8 into a msgspec struct, or raise a FieldError.
+    """Parse a JSON object in UTF-8 into a msgspec struct, which decides about unknown keys, or raise a FieldError.
 
     Messages about the text as a whole call it ``what``. ``prepare`` may change the parsed object before it is checked.
     """
@@ -133,7 +133,7 @@ def clipped(text: str, most: int = SHOWN) -> str:
 
 
 def half_character(text: str) -> int | None:
-    """Return the index of a text's first lone surrogate (half a character), which UTF-8 cannot encode; None: none."""
+    """Return the index of a text's first lone surrogate (half a character), which UTF-8 cannot encode, or None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

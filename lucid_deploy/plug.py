@@ -25,7 +25,7 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
 def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
     """Load the object that an installed package registers under a name; None if no package does.
 
-    Raises a LucidError if several do, or if it does not load or is not a ``kind`` whose ``attribute`` is the name.
+    Raises a LucidError if several do, if the object does not load, or is no ``kind`` whose ``attribute`` is the name.
     """
     found = entry_points(group).get(name, [])
     if not found:
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, item: T) -> None:
-        """Register an object, or replace one; raise a LucidError if it does not fit or has a built-in one's name."""
+        """Register or replace an object; LucidError if its class or an attribute is wrong, or its name is built in."""
         self._check(item)
         name = getattr(item, self._attribute)
         if name in self._built_in:
@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         return tuple(dict.fromkeys((*self._built_in, *self._registered, *sorted(entry_points(self._group)))))
 
     def find(self, name: str) -> T | None:
-        """Return the object with a name; None if there is none. Raise a LucidError if a package's cannot be used."""
+        """Return the object with a name; None if there is none. LucidError if a package's object cannot be used."""
         if name in self._built_in:
             module, _, attribute = self._built_in[name].rpartition(".")
             own: T = getattr(importlib.import_module(module), attribute)

@@ -15,7 +15,7 @@ _ROOT = Path("/")  # holds proc and sys
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return :func:`usable_cores` as the number of threads to start; None: there is no restriction, or no Linux."""
+    """Return :func:`usable_cores` as the number of threads to start; None: nothing restricts it, or not on Linux."""
     if sys.platform != "linux":
         return None
     cores, usable = _cores(root), usable_cores(root)
@@ -36,7 +36,7 @@ def processor_quota(root: Path = _ROOT) -> float | None:
     lines = _read_text(root / "proc/self/cgroup").splitlines()
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
     group = Path(own.lstrip("/"))
-    # Quotas of enclosing groups count, too. In a container, /sys/fs/cgroup may be its own group, whatever its name.
+    # Quotas of enclosing groups count, too. In a container, /sys/fs/cgroup may itself be the group that /proc names.
     for folder in (group, *group.parents, Path()):
         quota, period, *_ = [*_read_text(root / "sys/fs/cgroup" / folder / "cpu.max").split(), "", ""]
         if quota.isdigit() and period.isdigit() and int(period):
@@ -53,7 +53,7 @@ def _read_text(path: Path) -> str:
 
 
 def _cores(root: Path) -> int:
-    """Count the cores whose processors this process may run on."""
+    """Count the cores with a processor that this process may run on; on other systems than Linux, all processors."""
     if sys.platform != "linux":
         return os.cpu_count() or 1
     cores = set()

@@ -60,10 +60,10 @@ class NodeChain:
 
 
 def replace(graph: ir.Graph, old: ir.Node, made: Sequence[ir.Node], value: ir.Value | None = None) -> None:
-    """Replace a node with one output by new ones; the last takes its name, and its output's name, shape and type.
+    """Replace a node with one output by new nodes, the last of which gets the old node's name.
 
     Args:
-        value: What takes the place of the node's output; None: the output of the last new node.
+        value: Gets the old output's readers, name, shape and type; None: the output of the last new node.
     """
     before, after = old.outputs[0], made[-1].outputs[0] if value is None else value
     name, after.shape, after.type = before.name, before.shape, before.type

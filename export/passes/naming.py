@@ -69,9 +69,9 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Collection[str]) -> None:
-    """Name nodes, values between nodes and constants by layer and operator, instead of the tracer's counters, in place.
+    """Name nodes and values between them by layer and operator instead of the tracer's counters, in place.
 
-    Requires: inputs, outputs and weights have their names.
+    Requires: inputs, outputs and weights, whose names are ``kept``, have their names.
     Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the model's depth and the tracer's version.
         The second output of a node is called ``….1``. Constants are numbered in the order they are read.
     """

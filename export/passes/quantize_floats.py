@@ -1,8 +1,8 @@
 """Read weights in E4M3 and NVFP4, and round the inputs of products to E4M3, with standard operators.
 
 The nodes are those that NVIDIA's ModelOpt writes for TensorRT: ``DequantizeLinear`` of a weight, and for NVFP4 another
-one before it that turns the blocks' scales into float32. Scales are float32 whatever the model's type, so that they are
-never rounded; the dequantized weight is cast.
+one before it that turns the blocks' scales into float32. They dequantize in float32 whatever the model's type, so that
+no scale is rounded to that type; the dequantized weight is cast to it.
 """
 
 from __future__ import annotations

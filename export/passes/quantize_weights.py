@@ -24,7 +24,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits``, ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul``, or by a
-    ``DequantizeLinear`` before the product. Inputs are rounded where the record says so. Other weights do not change.
+    ``DequantizeLinear`` before the product; offsets by a product of their own. Inputs are rounded as the record says.
 
     Args:
         names: The graph's names of weights by their names in the record, where these may differ: a tied embedding's.

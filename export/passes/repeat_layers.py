@@ -18,7 +18,7 @@ class Excerpt:
     """A shorter model with one layer of each kind of the whole model, and a second one of each kind that repeats.
 
     Layers are of one kind if their descriptions, rotary settings and, in transformers' classes, ``AttentionShape.like``
-    are equal. The first of a kind may also compute what all share (masks, cosines): the second is the others' pattern.
+    are equal. The first of a kind may also compute what all layers share (masks, cosines), so the second is repeated.
     """
 
     config: LucidConfig  # the shorter model
@@ -146,7 +146,7 @@ def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
     *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
-    # The first layer of a kind may hand on shared values, too: the stream has the form of the last layer's.
+    # The first layer of a kind may hand on shared values, too: its stream is the value with the last layer's form.
     streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
     if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable
@@ -257,7 +257,7 @@ class _Whole:
 
 
 def _renumbered(name: str, number: Callable[[int], int]) -> str:
-    """Return the name of a layer's input, output or weight with the number of another layer."""
+    """Return the name of a layer's input, output or weight with the number of another layer; other names as given."""
     match = _LAYER.fullmatch(name)
     return name if match is None else f"{match[1]}{number(int(match[2]))}{match[3]}"
 

@@ -12,7 +12,7 @@ from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 def write_rows(model: ir.Model, opset: int) -> None:
     """Replace the placeholder by ``TensorScatter`` or, in opsets below 24, by ``ScatterElements``.
 
-    The tracer emits a placeholder because its own version conversion rejects nodes that are newer than its opset.
+    The tracer emits a placeholder because the exporter's version conversion rejects nodes newer than its opset.
     Requires: in opsets below 24, each batch row gets only one new row.
     Result: no placeholder is left. With ``TensorScatter`` the model's opset is raised to 24, the first that has it.
     """

@@ -1,4 +1,4 @@
-"""Choose what an export quantizes and how: ``plan`` before the artifact is begun, ``learn`` where values take long."""
+"""Choose what an export quantizes and how (``plan``, before files are written); equalize and learn (``learn``)."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def plan(source: Checkpoint, options: ExportOptions) -> Plan | None:
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
     """Return the shapes of the weights that may be quantized, and the experts' records, whose block size is still 0.
 
-    Left out are routers (if rounded, they would choose other experts) and, for a class of transformers, whatever is no
-    linear layer, expert or embedding.
+    Left out are routers (if rounded, they would choose other experts), gates of shared experts and, for a class of
+    transformers, whatever is no linear layer, expert or embedding.
     """
     import torch
 

@@ -3,9 +3,9 @@
 Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
 where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
 where size_i is the root mean square of the column and input_i that of the input's channel i; the channel is divided by
-s_i in the layer or norm that makes it. Without inputs that is cross-layer equalization (Nagel, van Baalen, Blankevoort,
-Welling, arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4).
-As the exponents add up to 1, it does not matter how a checkpoint shares a channel's size between the two weights.
+s_i in the layer or norm that makes it. That is the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4); as
+its exponents add up to 1, it does not matter how a checkpoint shares a channel's size between the two weights. Experts
+get scales without inputs, as in cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1).
 
 Random tokens suffice to find out which channels of an input are large; a calibration text, if there is one, shows it
 better. The division adds no rounding error: rows of a weight have scales of their own, which shrink with them.

@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where that is 0 or not finite."""
+    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where this is 0 or infinite."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()

@@ -5,8 +5,8 @@ small, which outliers disturb less than squares: by turns, errors are shrunk so 
 the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
 is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself asks for a GPU or whole
 models of transformers. Only narrow blocks differ: the package gives those whose range is below 1e-4 the scale 1, so
-that they become zeros. Here only blocks of equal values are special: the offset is the value, and q holds the error of
-rounding it, so that no large terms have to cancel where a runtime rounds the inputs of one product only.
+that they become zeros. Here only blocks of (nearly) equal values are special: the offset is their middle, and q holds
+the error of rounding it, so that no large terms have to cancel where a runtime rounds the inputs of one product only.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
 the graphs have an equivalent form: symmetric q, and a second product, of the sums of x's blocks and the offsets.
@@ -60,7 +60,7 @@ def hqq_matrix(
 
 
 def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each block: whether its values are too close for a scale; the middle of its range; its width."""
+    """Return for each block: whether its values are too close for a scale; the middle of their range; its width."""
     least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
     width = most - least
     return ~(top / width).isfinite(), least + width / 2, width

@@ -62,7 +62,7 @@ class QuantizationMethod(ABC):
     def round(
         self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
     ) -> Iterator[Rounded]:
-        """Quantize a weight, some rows at a time.
+        """Quantize a weight, some rows at a time; experts' matrices are rounded by HQQ or to the nearest instead.
 
         Args:
             weight: ``(out, in)``, any floating type; its scales are stored as ``dtype``.

@@ -51,8 +51,8 @@ class QuantizeOptions:
         equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
             ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a tied embedding get 8 bits. Not read for int4 in ``matmulnbits`` with
-            neither ``method`` nor ``head_bits``: then the export chooses.
+        frequent_rows: How many first rows of a quantized embedding get 8 bits. 0: none, but for int4 in ``matmulnbits``
+            with neither ``method`` nor ``head_bits`` the export chooses.
     """
 
     scheme: str
@@ -169,7 +169,7 @@ def _check_float(options: QuantizeOptions) -> None:
 
 
 def _check_learning(options: QuantizeOptions) -> None:
-    """Refuse a number of calibration tokens for a method that does not learn."""
+    """Refuse a number of calibration tokens, other than the default, for a method that does not learn."""
     if not options.chosen_method.learns and options.calibration_tokens != CALIBRATION_TOKENS:
         raise LucidError(
             f"--method {options.chosen_method.name} does not learn, so leave out --calibration-tokens, or choose "

@@ -73,7 +73,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact that takes over a checkpoint's quantized weights; ``LucidError`` if it cannot hold one."""
+    """Plan an artifact that takes over a checkpoint's quantized weights; ``LucidError`` if one cannot be taken over."""
     layout, form = source.layout, options.chosen_format
     assert layout is not None
     check_kernels(form, dtype)
@@ -164,7 +164,7 @@ def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, to
 
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as stored, and the packed zero
-        points ``(out, blocks · bits / 8)``, None if there are none.
+        points ``(out, blocks · bits / 8, rounded up)``, None if there are none.
     """
     half, missing = 1 << (weight.bits - 1), tensor.blocks * tensor.block_size - tensor.shape[1]
     codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)

@@ -1,6 +1,7 @@
 """The exported artifact: a directory with the manifest ``lucid.json``.
 
-The manifest has the sha256 of every other file but ``adapters.bin``. Reading needs neither torch nor onnxruntime.
+The manifest has the sha256 of every other file that an export writes, except ``adapters.bin``. Reading an artifact
+needs neither torch nor onnxruntime.
 """
 
 from lucid_deploy.artifact.external_data import check_external_data

@@ -1,7 +1,7 @@
 """The file ``adapters.bin`` of the LoRA adapters that an artifact keeps apart from its weights.
 
-It begins with the matrices that the graphs read, at the offsets that the export fixed. A JSON object with the adapters'
-names and the matrices' hash follows. It is one file, so that one rename replaces matrices and names together.
+The file begins with the matrices that the graphs read, at the offsets that the export fixed. A JSON object follows: a
+``StoredAdapter`` for each adapter, and the matrices' hash. It is one file, so that one rename replaces both.
 """
 
 from __future__ import annotations

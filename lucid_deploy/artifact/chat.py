@@ -76,10 +76,7 @@ _END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
-    """A compiled template and the special tokens it may name.
-
-    Attributes:
-        source: The template's text.
+    """A compiled template (its text is ``source``) and the special tokens it may name.
 
     A template is a program that came with the model, so it is compiled and rendered only in a ``BoundedProcess``.
     """

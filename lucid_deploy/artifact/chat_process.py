@@ -15,7 +15,7 @@ class ChatRenderer:
     """Render chats without tools, within limits on time and memory. Close it, or use it in a ``with``.
 
     Raises:
-        LucidError: The model's templates cannot be used for such chats.
+        LucidError: The model's templates cannot be used for such chats, or the process does not start.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,7 +45,7 @@ def chat_renderer(directory: Path) -> ChatRenderer | None:
 
 
 def open_renderer(directory: Path, bounds: Bounds) -> tuple[None, Callable[[Any], str]]:
-    """Compile the template; return None (no facts for the parent) and a function of ``(messages, continue_last)``."""
+    """Compile the template; return None (nothing for the parent) and a function of a pair (messages, continue_last)."""
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     templates = load_chat_templates(directory)
     assert templates is not None

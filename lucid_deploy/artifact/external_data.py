@@ -50,7 +50,7 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 def follow_links(model: onnx.ModelProto, directory: Path) -> None:
     """Make a graph name the targets of the artifact's links to weight files, since onnxruntime refuses links.
 
-    The Hub's cache has such links. The new names have no folder: sessions look in that of ``weights.bin``'s target.
+    The Hub's cache has such links. The new names have no folder: sessions look in the folder of the linked weights.
     """
     names = {name: (directory / name).resolve().name for name in (WEIGHTS, ADAPTERS)}
     for tensor in model.graph.initializer:
@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Read a graph without its external data; ``CheckFailed`` if any of that is not in the weight or adapter file."""
+    """Read a graph without its external data; ``CheckFailed`` if any is outside the two files or its size is wrong."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -107,7 +107,7 @@ _TYPES = {
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int | None:
-    """Return how many bytes a tensor's shape and type need; -1 if one is impossible, None for types of unknown size."""
+    """Return how many bytes a tensor's shape and type need; -1 if one is wrong in itself, None for unknown types."""
     from onnx import TensorProto
 
     if tensor.data_type not in TensorProto.DataType.values():

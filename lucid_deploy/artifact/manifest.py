@@ -104,7 +104,7 @@ class Manifest:
     source: str  # the checkpoint it was exported from, a path or the word demo
     versions: dict[str, str]  # versions of lucid-deploy and of the libraries that wrote the artifact
     graphs: dict[str, GraphInfo]  # prefill and decode; verify where drafted tokens can be verified in one step
-    files: dict[Name, FileFacts]  # every other file of the artifact but adapters.bin
+    files: dict[Name, FileFacts]  # every other file that the export wrote, except adapters.bin
     layers: tuple[LayerDescription, ...]  # every layer: its kind, its operators, what it caches
     transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout their product reads
     float32_head: bool  # whether logits are computed in float32 also in a model of another type
@@ -140,7 +140,7 @@ class Manifest:
 
     @property
     def numbers(self) -> str:
-        """The types of what is stored and computed, in words, as all commands show them."""
+        """The model's type, and any quantization: ``float32, int4 hqq, 4.9 bits a weight; int8 inputs on the CPU``."""
         return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization.words(self.dtype)}"
 
     def each_form(self) -> tuple[Manifest, ...]:
@@ -161,7 +161,7 @@ class Manifest:
         return (replace(self, forms=(), forms_left_out={}), *others)
 
     def uses(self, operators: tuple[str, ...]) -> bool:
-        """Whether any layer's graphs use one of these operators of the domain ``ai.lucid``."""
+        """Whether any layer uses one of these operators of the domain ``ai.lucid`` in any graph."""
         return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
 
     def to_json(self) -> str:

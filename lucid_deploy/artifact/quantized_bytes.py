@@ -169,9 +169,9 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales) -> torch.Tensor:
-    """Apply folded scales to a weight ``(out, in)`` or ``(out,)`` in float32 or wider.
+    """Apply folded scales to a weight ``(out, in)``, ``(out,)`` or, of experts, ``(E, out, in)``, in float32 or wider.
 
-    A weight without scales is returned as it is. Scales of experts' matrices ``(E, out, in)`` may have three axes.
+    A weight without scales is returned as it is. Scales of experts may have three axes.
     """
     import torch
 

@@ -43,7 +43,6 @@ class Artifact:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def path(self, name: str) -> Path:
-        """Return the path of one of its files."""
         return self.directory / name
 
     def graph_path(self, stage: str) -> Path:
@@ -169,7 +168,7 @@ def _check_layers(manifest: Manifest, directory: Path) -> None:
 
 
 def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
-    """Check that a graph's inputs and outputs are those that the manifest lists, and that these fit its model."""
+    """Check that a graph's inputs and outputs have the manifest's names and shapes, and that these fit its model."""
 
     def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
         return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
@@ -238,8 +237,8 @@ _Identity = tuple[int, int, int, int]
 class ArtifactWatch:
     """Detect changes of an artifact's files, ``adapters.bin`` aside, by device, inode, size and modification time.
 
-    Runtimes map the weights into memory, so a change of the file changes the model at once. Create the watch before
-    the weights are read.
+    A runtime may map the weights into memory; then a change of the file changes the model at once. Create the watch
+    before the weights are read.
     """
 
     def __init__(self, artifact: Artifact) -> None:

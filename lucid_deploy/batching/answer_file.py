@@ -43,7 +43,8 @@ class AnswerFile:
         overwrite: Start anew, and replace the file.
 
     Raises:
-        LucidError: The file cannot be written, another process writes it, or its record is missing or has other facts.
+        LucidError: The file cannot be written, another process writes it, or it has answers and its record is missing,
+            unreadable or has other facts.
         CheckFailed: It has lines that are not answers, or not to these prompts, or two for one prompt.
     """
 
@@ -69,7 +70,7 @@ class AnswerFile:
         os.close(self._handle)
 
     def write(self, answers: list[dict[str, Any]]) -> None:
-        """Add answers, each with the field ``line``; they are on the disk when this returns."""
+        """Add answers, each with the field ``line``, and wait until the disk has them. LucidError if writing fails."""
         text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         data = memoryview(text.encode("utf-8", "replace"))
         try:

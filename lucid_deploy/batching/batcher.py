@@ -27,10 +27,10 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# Most prompt tokens that run in a step, for each request. In our benchmark prompts have 3 tokens for each token of
-# their answers (200 for 64); with twice that, half of the steps run no prompt, and take no longer than the rows alone.
+# Most prompt tokens of a step for each request, unless a chunk is more. Our benchmark's prompts are 3 times as long as
+# its answers (200 and 64 tokens); with twice that, half of the steps run no prompt, and take no longer than rows alone.
 PROMPT_TOKENS_PER_ROW = 6
-ALONE_CHUNK = 128  # tokens that a chunk has at least where no row waits for its next token
+ALONE_CHUNK = 128  # fewest tokens of a chunk while no row decodes, unless it matters where prompts are cut
 
 
 class Batcher:
@@ -39,11 +39,12 @@ class Batcher:
     Args:
         session: Of any runtime. When a request starts or ends, all rows are copied; with a static cache, mostly one.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
-            fewest rows. A request that waits for its constraint's mask frees its row, but still counts for its client.
+            fewest rows; a request whose constraint is still being compiled is passed over. A request that waits for its
+            constraint's mask frees its row, but still counts for its client.
         prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
             each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
-            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`) or states are stored, a
-            prompt is cut where it would be if it ran alone, at multiples of this number.
+            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`) or rings or states are
+            stored, prompts are cut as if they ran alone: at multiples of :attr:`prefill_chunk`, which may be larger.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
         guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
@@ -52,7 +53,7 @@ class Batcher:
     Attributes:
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
         store: The stored prefixes.
-        generated_tokens: Tokens chosen so far, over all requests.
+        generated_tokens: ``Token`` events so far, over all requests.
         prompt_tokens_computed: Prompt tokens that were run; those found in the store are ``prompt_tokens_reused``.
     """
 
@@ -88,7 +89,7 @@ class Batcher:
             self._shares_steps = True
             share = PROMPT_TOKENS_PER_ROW * rows // BLOCK
             if session.cuts_matter and prefill_chunk is not None and share * BLOCK > prefill_chunk:
-                # One run takes a step's whole share of a prompt. What is reused ends where prompts are cut anyway.
+                # Chunks are as long as a step's share, so that one run takes it. Reused beginnings end at such cuts.
                 self.prefill_chunk, grain = share * BLOCK, share
         self.store = PrefixStore(session, prefix_tokens, grain)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
@@ -96,7 +97,7 @@ class Batcher:
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
         # can be stored at the end of a chunk only, so chunks end at the lengths for which they are to be stored.
         self._fixed_cuts = session.cuts_matter or self._stores_states
-        # A request is in one of these four. Filling is the one whose prompt runs.
+        # Until a request ends, it is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: BatchRow | None = None
         self._running: dict[int, BatchRow] = {}
@@ -244,7 +245,7 @@ class Batcher:
     def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
         done, end = len(row.ids), len(row.request.prompt_ids)
-        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # a call reads all weights: one call a step
+        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # else 1 call a step: it reads all weights
         if chunk is not None:
             end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
@@ -428,7 +429,7 @@ class Batcher:
         self._running[row.number] = row
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
-        """Take a request out of wherever it is; store the cache of a running or paused one unless it failed."""
+        """Take a request from wherever it is, add its end to events; store a running or paused row unless it failed."""
         row = self._running.get(number) or self._paused.pop(number, None)
         if row is not None:
             if not end.failed:

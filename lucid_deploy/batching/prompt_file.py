@@ -120,7 +120,7 @@ class PromptFile:
 
 
 def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
-    """Read a file of prompts; blank lines are skipped but counted. Raise a LucidError if any line is wrong."""
+    """Read a file; blank lines are skipped but counted. LucidError: it is unreadable, has no prompts or wrong ones."""
     path = Path(path)
     try:
         content = path.read_bytes()

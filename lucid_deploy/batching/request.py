@@ -58,9 +58,9 @@ class Token:
 
     Attributes:
         request: The request's number.
-        logprob: Natural logarithm of its probability, by the softmax of the raw logits (before temperature, top-k and
-            top-p); None if not asked for.
-        top: The most likely tokens and their log-probabilities, best first.
+        logprob: Natural logarithm of its probability, by the softmax of the model's logits, before penalties, biases,
+            constraint, temperature and filters; None if not asked for.
+        top: The ``top_logprobs`` most likely tokens and their log-probabilities, best first.
         drafted: Whether it is an accepted draft.
         reused: Prompt tokens that a stored prefix held.
     """

@@ -1,8 +1,8 @@
 """The running rows of a batch: caches of different lengths that decode together.
 
-The session decides how. :class:`StaticRows`, for sessions that decode in place, keeps one set of buffers; each row has
-its own ``cache_length``, and a request that starts or finishes copies at most one row (all if buffers are resized).
-:class:`MergedRows`, for all others, copies all rows into one left-padded cache whenever a request starts or finishes.
+:class:`StaticRows`, for sessions that decode in place, keeps one set of buffers; each row has its own ``cache_length``,
+and a request that starts or finishes copies at most one row (all if buffers are resized). :class:`MergedRows`, for all
+other sessions, copies all rows into one left-padded cache in the step after a request starts or finishes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, make_room,
 from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
-GRAIN = 256  # tokens; the room of buffers is a multiple of this …
-_SPARE = 8  # … and at least an eighth longer than the longest row, so that copying stays cheap per token …
-_SHRINK = 2  # … and are made shorter when they are this many times too long: each step reads all of them
+GRAIN = 256  # tokens; the length of new buffers is a multiple of this …
+_SPARE = 8  # … and at least 1 / 8 more than that of the longest row, so that copying stays cheap per token
+_SHRINK = 2  # buffers over this many times that length are replaced by shorter ones: each step reads them whole
 
 
 class Rows(ABC):
@@ -65,7 +65,7 @@ def make_rows(session: Session[Any], rows: int) -> Rows:
 
 
 class MergedRows(Rows):
-    """Rows in one growing cache, padded on the left so that all end in the same column."""
+    """Rows in one growing cache, padded so that each step's tokens go into the same columns in all rows."""
 
     def __init__(self, session: Session[Any]) -> None:
         self._session = session

@@ -1,4 +1,4 @@
-"""Benchmarks that are part of the product: contenders are timed in turn, after their outputs have been compared.
+"""Benchmarks that are part of the product: contenders on the same weights are compared, then all are timed in turn.
 
 Each contender runs in its own process, so that its memory can be measured, and only one of them works at a time.
 """

@@ -35,7 +35,8 @@ def build_report(
         opened: By contender, the seconds and memory that opening it took, and its session's facts.
         plan: What was to be measured.
         machine: What :func:`~lucid_deploy.bench.machine.describe_machine` returns, and ``load_average_before``.
-        artifacts: By contender, the artifact whose bytes a decode step reads; without it, no bandwidth is given.
+        artifacts: By contender, the artifact whose bytes a decode step reads; without it, or if its model has experts,
+            no bandwidth is given.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}

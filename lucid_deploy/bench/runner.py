@@ -1,4 +1,4 @@
-"""Measure contenders: compare their outputs, then time them in rounds in which every contender is timed once."""
+"""Compare outputs of contenders on the same weights, then time all in rounds in which each contender is timed once."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def run_plan(
     opened: dict[str, dict[str, Any]] | None = None,
     prepared: Callable[[str, int], None] | None = None,
 ) -> tuple[list[Measurement], dict[str, dict[str, Any]]]:
-    """Check the contenders' outputs, then time them.
+    """Check the contenders' outputs, then time them; raise CheckFailed, before any timing, if outputs disagree.
 
     Args:
         contenders: What to time. Those with the weights of one artifact are compared with each other first.

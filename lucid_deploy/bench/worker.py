@@ -63,7 +63,7 @@ class Worker:
             self._filled = ((batch, context), self._random_cache(batch, context))
         cache = self.session.fork(self._filled[1])
         token = np.full((batch, 1), self._token)
-        self.session.decode(token, cache)  # the first step of a context pays for allocation
+        self.session.decode(token, cache)  # the first step after a fork pays for allocation
         reset_peak()
         started = time.perf_counter()
         for _ in range(steps):

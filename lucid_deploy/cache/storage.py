@@ -93,7 +93,7 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 
 def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Convert a layer's stored tensors back to float32 or wider, with the scales applied."""
+    """Convert stored tensors back: scales are applied, float16 becomes float32, and other types stay as they are."""
     named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
     return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
 

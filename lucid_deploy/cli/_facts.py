@@ -7,7 +7,7 @@ from lucid_deploy.cli._console import show
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
-    """Print a line on what is quantized and how; ``dtype`` is the other weights' type, ``compression`` a size ratio."""
+    """Print what is quantized and how; ``dtype``: the other weights' type; ``compression``: size in it / real size."""
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
     kept = [short_name(name) for name in record.kept]

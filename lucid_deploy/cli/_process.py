@@ -78,7 +78,7 @@ def _as_exception(number: int) -> BaseException:
 
 
 def bound_threads() -> None:
-    """Let PyTorch and NumPy start no more threads than this process may use; what the user has set stays.
+    """Before PyTorch or NumPy is loaded, limit their threads to those this process may use; what the user set stays.
 
     By themselves they start one for each core of the machine, even if a container may use fewer.
     """

@@ -125,7 +125,7 @@ def command(
 
 
 def _data(found: dict[str, Verification]) -> dict[str, Any]:
-    """Return plain data for JSON: of one verification, or of several by their adapters."""
+    """Return plain data for JSON: the only verification, or ``passed`` of all and ``runs``, each under its adapter."""
     if len(found) == 1:
         return next(iter(found.values())).to_dict()
     runs = {run: verification.to_dict() for run, verification in found.items()}

@@ -80,8 +80,8 @@ def log_likelihoods(
 ) -> Iterator[tuple[int, tuple[float, bool]]]:
     """Yield each pair's index, with log p(continuation | context) and whether greedy decoding gives the continuation.
 
-    Pairs are (context, continuation) as token ids. A context that pairs share is run once. Sums are float64. A pair may
-    be one token longer than the model's context, since the last token is not run.
+    Pairs are (context, continuation) as token ids. A context that pairs share is run once, except its last token, which
+    runs in each pair. Sums are float64. A pair may have one token more than the model's context: its last does not run.
     """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):
@@ -150,7 +150,7 @@ def _waves(
         session.check_length(len(ids) + room)
     shared = [_shared_length(group, tail) for group, tail in zip(groups, tails, strict=True)]
     longest = [max(map(len, group)) for group in groups]
-    # Groups of equally many prompts side by side, the longest of these first: too little memory soon shows.
+    # Groups with most prompts first, and of equally large ones those that share most tokens: lack of memory shows soon.
     order = sorted(range(len(groups)), key=lambda g: (-len(groups[g]), -shared[g], -longest[g], g))
     while order:
         count = 1
@@ -170,7 +170,7 @@ def _waves(
 
 
 def _shared_length(group: Sequence[Ids], tails: Sequence[int]) -> int:
-    """Return how many tokens a group's prompts share, not counting their last ones (``tails``), which need logits."""
+    """Return how many tokens to run once for a group: the common beginning, without each prompt's last (``tails``)."""
     if len(group) == 1 and tails[0] == 1:
         return 0  # one run does it all
     length = min(len(ids) - tail for ids, tail in zip(group, tails, strict=True))

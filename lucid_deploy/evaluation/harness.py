@@ -35,7 +35,7 @@ class HarnessOptions:
     """Settings of a run of tasks."""
 
     limit: int | None = None  # documents of each task; None: all
-    num_fewshot: int | None = None  # solved examples in each prompt, unless the task says 0; None: as it says
+    num_fewshot: int | None = None  # solved examples in each prompt, unless the task says 0; None: as the task says
     gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options that override the tasks' own
     chat: bool = False  # render prompts with the model's chat template
     seed: int | None = None  # of all random numbers that tasks draw; None: lm_eval's own seeds
@@ -200,7 +200,7 @@ class Difference:
     high: float
     documents: int  # asked of both
     better: int  # documents on which the first scores higher
-    worse: int  # documents on which the second does
+    worse: int  # documents on which the second scores higher
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -253,7 +253,7 @@ def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> 
 
 
 def result_table(title: str, results: Sequence[TaskResult]) -> Table:
-    """Return each task's metrics; scores over prompts that were cut have a star."""
+    """Return a table of each task's metrics; the values of a task in which prompts were cut have a star."""
     from rich.markup import escape
     from rich.table import Table
 

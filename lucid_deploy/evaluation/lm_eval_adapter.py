@@ -53,10 +53,10 @@ class LucidLM(TemplateLM):
 
     Args:
         artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
-        runtime: As for :func:`~lucid_deploy.runtimes.open_session`; so are ``device`` and ``options``.
+        runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so for ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8. lm_eval's ``auto`` and ``max_batch_size`` are refused.
-        max_length: Most tokens of a prompt with its answer; None: as many as the session allows. It is also the length
-            of the windows of texts that are scored as a whole; None: the model's context.
+        max_length: Most tokens of a prompt with its answer; None: as many as the session allows. Texts that are scored
+            as a whole are split into windows of this length (None without a session's limit: the model's context).
         max_gen_toks: Most tokens to generate if a task does not say.
         session: An opened session, with its ``tokenizer`` if there is no artifact.
         truncate: How contexts that are too long are cut: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
@@ -256,7 +256,7 @@ class LucidLM(TemplateLM):
         return len(context) + len(rest) - 1 > self._most
 
     def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
-        """Cut prompts to the room that answers leave; LucidError if that is none, or if ``truncate`` forbids a cut."""
+        """Cut prompts to the room that answers leave; LucidError without room, or for a cut if ``truncate`` is None."""
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(

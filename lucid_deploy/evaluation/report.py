@@ -218,7 +218,7 @@ def summary(report: Report, numbers: str, comparison: Comparison | None = None, 
 
 
 def require(report: Report, comparison: Comparison | None, minimum: float | None, relative: float | None) -> None:
-    """Raise CheckFailed if the accuracy is below ``minimum``, or below ``relative`` times the other artifact's."""
+    """Raise CheckFailed for an accuracy below ``minimum`` or ``relative`` times the other's (always if that is 0)."""
     score = report.score
     if minimum is not None and score.accuracy < minimum:
         raise CheckFailed(

@@ -39,7 +39,7 @@ class Task:
     questions: list[Question]
     ends: str  # a regular expression: an answer ends before its first match, or where the model ends it
     rows: str  # the label whose values are the rows of the table
-    columns: str | None = None  # the label whose values are its columns; None: it has counts and intervals
+    columns: str | None = None  # the label whose values are the columns; None: counts and intervals are the columns
 
     def answer_in(self, text: str) -> str:
         """Return the answer that a generated text begins with."""
@@ -49,7 +49,7 @@ class Task:
 def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
     """Return a task of ``limit`` recall prompts held out of the bundled model's training, of all lengths in turn.
 
-    A right answer is exactly the adjective and the thing (:mod:`lucid_deploy.demo.recall`).
+    A right answer is exactly adjective and thing. Raises a LucidError if the tokenizer cannot write the task's words.
     """
     if not can_write(tokenizer, " ".join(recall.vocabulary())):
         raise LucidError(

@@ -134,7 +134,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Copy ``count`` tokens from ``start``, again from there at the text's end; stop before a token of ``ends``."""
+        """Copy ``count`` tokens, repeating those from ``start`` to the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
@@ -250,7 +250,7 @@ def open_drafters(
     """Return a function that makes a drafter for each text; None without speculation.
 
     ``mode`` is one of :data:`MODES`. With the mode ``draft``, ``draft`` is the draft model's artifact, opened with
-    ``options`` less their ablation and adapter. Raises a LucidError if the model or the draft model does not allow it.
+    ``options`` less their ablation and adapter. Raises a LucidError like :func:`check_drafters` and ``open_session``.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:
@@ -263,7 +263,7 @@ def open_drafters(
 
 
 def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
-    """Check the arguments of :func:`open_drafters`; return the draft model's artifact, None if the mode needs none."""
+    """Return the draft model's artifact, None if ``mode`` needs none; LucidError for unfit arguments."""
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):

@@ -63,7 +63,7 @@ class Generation:
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield new token ids; raise a LucidError if the prompt cannot run, or what :meth:`Chooser.follow` raises."""
+        """Yield new token ids; LucidError for an unfit prompt, sampling or drafter, or as in :meth:`Chooser.follow`."""
         session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
@@ -117,7 +117,7 @@ class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
     The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
-    has dropped rows), a prompt that begins with the last one starts from a copy of its cache, others from an empty one.
+    has dropped rows), a prompt that begins with the whole previous prompt reuses the cache of that prompt, others none.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.

@@ -94,7 +94,7 @@ class Guide:
         return MASK_SECONDS + MASK_SECONDS_PER_TOKEN * len(self._consumed)
 
     def _next_mask(self, token: int | None) -> tuple[Array, bool]:
-        """Return the mask after a token; fail if the masks of this answer have taken too much processor time."""
+        """Return the mask after a token; NoTokenLeft if this answer's masks have taken too much processor time."""
         started = time.thread_time()
         found = self._compute() if token is None else self._consume(token)
         self._seconds += time.thread_time() - started
@@ -112,7 +112,7 @@ class Guide:
         return self._compute()
 
     def _with_own_lexer(self, error: str) -> tuple[Array, bool]:
-        """Retry once with a lexer of its own, as other answers may have used up the limits of the shared one."""
+        """Compute the mask with a new lexer, as answers may have used up the shared one; fail if it is new already."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -260,7 +260,7 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 class TokenBytes(NamedTuple):
-    """The bytes that each token adds to a text; empty for special tokens and tokens without text.
+    """The bytes that each token adds to a text; empty for special tokens and tokens whose bytes decoding does not show.
 
     Attributes:
         first: For a token at the start of an answer, where many decoders drop a space.

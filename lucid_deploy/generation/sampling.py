@@ -240,7 +240,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return each word's token ids, and, as vLLM does, its ids after a space if as many and the first one differs."""
+    """Return each word's ids and, as vLLM does, its ids after a space if they are as many and begin differently."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():
@@ -251,6 +251,6 @@ def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[
         spaced = tuple(tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
         found.append(first)
         known = not tokenizer.unknown_words(" " + word.lstrip())
-        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # a longer one: a space, then ``first``
+        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # if longer: a space, ``first``
             found.append(spaced)
     return tuple(found)

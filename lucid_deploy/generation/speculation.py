@@ -29,7 +29,7 @@ from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 
 log = logging.getLogger("lucid_deploy.generation")
-# Two logits are near if their gap is at most this share of the largest logit. Reordered sums move it far less.
+# Two logits are near if their gap is at most this share of the largest absolute logit. Reordered sums move it far less.
 _NEAR = {"float32": 1e-4, "float64": 1e-9}
 # In half precision, one step moved the gap of two logits by up to 0.0012 (float16) or 0.0081 (bfloat16) of the largest.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
@@ -72,7 +72,7 @@ def prepare_speculation(session: Session[Any]) -> None:
 
 
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
-    """Return by how much a verifying step may change the difference of two logits, relative to the largest logit.
+    """Return how far a verifying step may move the gap of two logits, as a share of the largest absolute logit.
 
     The step sums in another order. With a rounded cache, new tokens may see each other's values before rounding, and a
     value may be rounded the other way; so may inputs of products that are rounded to 8 bits (``rounded_inputs``).

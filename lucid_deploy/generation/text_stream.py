@@ -140,7 +140,7 @@ class AnswerText:
     """Turns the tokens of one generation into text that may be shown, which ends before the first stop string.
 
     Attributes:
-        decoded: Number of characters of all tokens so far, including a stop string and what follows it.
+        decoded: Number of characters decoded so far, including a stop string and what follows it.
         shown: Number of characters that were returned; they are final.
 
     Args:

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them, added to a checkpoint's weights while they are read.
+"""LoRA adapters as PEFT saves them: read, and added to a checkpoint's weights or exported beside them.
 
 A module with the weight W gets ``W + scale·B·A``, where scale is ``lora_alpha / r``, or ``lora_alpha / √r`` with rsLoRA
 (arXiv 2106.09685, 2312.03732). Biases, and weights of ``modules_to_save``, are stored whole in the adapter.
@@ -109,7 +109,7 @@ class Adapter:
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Raise a LucidError unless the adapter fits ``base``; return notes. ``shape_of``: None for no such tensor."""
+        """Raise a LucidError unless the adapter fits ``base``; return notes. ``shape_of`` gives None if absent."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:

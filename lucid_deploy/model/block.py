@@ -31,7 +31,7 @@ class Layer(nn.Module):
         return mixer
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Return the layer's output for tokens ``(B, N, C)``, of the same shape, and its extended cache."""
+        """Return the layer's output for tokens ``(B, N, C)``, of the same shape, and its updated cache."""
         mixed, present = self.mixer(self.input_layernorm(x), step, past)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), present

@@ -1,7 +1,7 @@
 """The keys of ``config.json``: supported, without effect, or refused by name.
 
 An ignored key could change what the model computes, and no comparison of the export with our own reference would show
-it. So each key must be in one of the tables here or in its family's, unless the user declares it unused.
+it. So each key must be in a table here or among the keys of the model's family, unless the user declares it unused.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family
     window = keys.sliding_window if config.sliding_window is None else config.sliding_window
     types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
     if keys.layer_types is not None and "layer_types" not in family.computed:
-        types = keys.layer_types  # also if the published code ignores it; without LUCID these are all full
+        types = keys.layer_types  # also if the published code ignores it; without LUCID it names only full_attention
     _check_types(types, config, window, family, where)
     if config.is_lucid and SLIDING in types and given.get("use_sliding_window") is False:
         raise LucidError(

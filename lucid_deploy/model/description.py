@@ -39,7 +39,7 @@ class LayerDescription:
             raise ValueError(f"a layer of kind {self.kind!r} caches two tensors of one name")
 
     def uses(self, operator: str, stage: str) -> bool:
-        """Whether its graph of a stage, ``prefill`` or ``decode``, uses an operator."""
+        """Whether the layer uses an operator in the graph of a stage, ``prefill`` or ``decode``."""
         return operator in self.operators.get(stage, ())
 
 

@@ -25,7 +25,7 @@ from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step, layer_steps
 from lucid_deploy.model.parts import Head, RMSNorm
 
-LOGIT_ROWS = 64  # tokens whose logits are in memory at once: a vocabulary of 128k in float64 is 1 MiB a token
+LOGIT_ROWS = 64  # tokens of a piece of all_logits: with a vocabulary of 128k in float64, each has 1 MiB of logits
 
 
 class LucidBody(nn.Module):

@@ -27,7 +27,7 @@ class Step:
     # bool (B, P + N), False at padding; None: no padding. With a static cache (B, M + N), the new tokens last
     mask: Tensor | None = None
     decode: bool = False  # whether to use the path for one or a few new tokens
-    # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: no rotary positions
+    # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: the mixer does not rotate
     rope: tuple[Tensor, Tensor] | None = None
     cache_length: Tensor | None = None  # int64 (B,), with a static cache: how many rows of each buffer are filled
     # what once() has computed; the layers of a call share it

@@ -63,7 +63,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
             raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
     for path, names in stored.items():
         for name in names - files.keys():
-            files[name] = path  # missing in the index; transformers reads all that the shards hold
+            files[name] = path  # a tensor that the index lacks; transformers reads all that the shards hold
         twice = sorted(name for name in names if files[name] != path)
         if twice:
             raise LucidError(
@@ -74,7 +74,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
 
 
 def _without_safetensors(directory: Path) -> str:
-    """Return the error message for a directory without safetensors, which says what to do instead."""
+    """Return the error message for a directory with neither ``SINGLE`` nor ``INDEX``; it says what to do instead."""
     if (directory / "lucid.json").is_file():
         return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
     if any(
@@ -91,7 +91,7 @@ def _without_safetensors(directory: Path) -> str:
 
 
 def open_safetensors(path: Path) -> Any:
-    """Open a safetensors file for reading single tensors."""
+    """Open a safetensors file for reading single tensors; LucidError if it cannot be read."""
     import safetensors
 
     try:

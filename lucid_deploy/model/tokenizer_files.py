@@ -41,7 +41,7 @@ def tokenizer_files(directory: Path) -> list[str]:
 
 
 def check_regular(directory: Path) -> None:
-    """Refuse paths of the wrong type, such as a folder or a broken link ``vocab.json``: they would be left out."""
+    """Refuse paths of the wrong type, such as a folder ``vocab.json`` or a broken link: they would be left out."""
     folder = directory / TEMPLATE_FOLDER
     wrong = [path for name in TOKENIZER_FILES if os.path.lexists(path := directory / name) and not path.is_file()]
     wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]

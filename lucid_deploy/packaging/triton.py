@@ -56,7 +56,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
         options: See :class:`TritonOptions`.
 
     Returns:
-        The models' directories, and for the tensorrt backend the script that starts the server with the plugin, if any.
+        The models' directories, and for the tensorrt backend a script that starts the server, with the plugin if any.
     """
     options = options or TritonOptions()
     name = options.name if options.name is not None else artifact.directory.resolve().name

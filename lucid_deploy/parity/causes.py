@@ -65,7 +65,7 @@ class Explanation:
         return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
 
     def sentence(self, failed: bool, unproven: bool = False) -> str:
-        """Say where errors start; empty if neither ``failed`` nor ``unproven``, and no own error is beyond its gate."""
+        """Say where errors start, or why that is unknown; empty unless an own error failed or an argument is true."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -192,7 +192,7 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer computed for one batch row, fed in the way that failed, and what it should have computed."""
+    """What a layer computed, fed in the way that failed (in each call, for its worst batch row), and what is right."""
 
     keys: Array  # K that the candidate's layer computes on the reference's inputs, float64 (KV, n, D)
     values: Array  # its V, likewise

@@ -129,7 +129,7 @@ class Coverage:
 
     @property
     def unjudged(self) -> int:
-        """Comparisons that could not fail."""
+        """Number of comparisons that could not fail."""
         return self.total - self.judged
 
 
@@ -204,6 +204,6 @@ def compare_rows(
 
 
 def first_failure(comparisons: Iterable[Comparison]) -> Comparison | None:
-    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, then position; None if all passed."""
+    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, position; None if none failed."""
     failed = [comparison for comparison in comparisons if comparison.failed_at is not None]
     return min(failed, key=lambda item: (item.tensor, item.failed_at), default=None)

@@ -55,10 +55,11 @@ class Golden:
         return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
-        """Return two scenarios for each row (one if it has 2 tokens): a prompt with decode steps, a prompt of 1 token.
+        """Return two scenarios for each row (one for 2 tokens): a prompt with decode steps, and a prompt of 1 token.
 
-        The first is fed by every schedule but "in turns"; its logits are compared from its prompt's last token on.
-        The second is fed one-shot only, and all its logits are compared. Rows are cut to :meth:`tokens_used`.
+        The first is fed by every schedule but "in turns"; its logits are compared from its prompt's last token on,
+        and from later tokens on by schedules that decode fewer. The second is fed one-shot only, and all its logits are
+        compared. Rows are cut to :meth:`tokens_used`.
         """
         found = []
         tokens = self.tokens_used(limit, workload)
@@ -96,7 +97,7 @@ def row_name(row: int) -> str:
 def open_golden(
     path: str | Path | None, config: LucidConfig, layers: tuple[LayerDescription, ...], artifact: Artifact | None
 ) -> Golden | None:
-    """Read the golden file at ``path``, if any; raise LucidError for a quantized artifact, which differs from it."""
+    """Read the golden file at ``path``, if any; LucidError for a quantized artifact, whose results differ from it."""
     if path is None:
         return None
     if artifact is not None and artifact.manifest.quantization is not None:

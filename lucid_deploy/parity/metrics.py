@@ -33,7 +33,7 @@ class LogitMetrics:
     positions: int
     agreed: int  # positions with the same most likely token
     near_ties: int  # positions with another one, whose reference logit is within tie_margin of the largest
-    disagreed: int  # positions with another one beyond tie_margin, or with logits that are not finite
+    disagreed: int  # the rest of those with another one: beyond tie_margin, or among logits that are not finite
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:

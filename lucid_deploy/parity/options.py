@@ -18,10 +18,7 @@ from lucid_deploy.runtimes.session import Array
 
 @dataclass(frozen=True)
 class Workload:
-    """Which token sequences are run, how long they are, and how they are fed.
-
-    Prompts and steps get shorter where the model's context is short.
-    """
+    """Which token sequences are run, how long they are (shorter in a short context), and how they are fed."""
 
     prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
     steps: int = DECODE_STEPS  # decoded after each prompt

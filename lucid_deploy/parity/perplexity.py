@@ -34,11 +34,11 @@ class TextCost:
 
     @property
     def change(self) -> str:
-        """How far the perplexity is from the other model's, such as ``+0.157 (+0.7% ± 0.2%)``."""
+        """How far the perplexity is from the original's, such as ``+0.157 (+0.7% ± 0.2%)``."""
         return f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%} ± {self.error:.1%})"
 
     def sentence(self) -> str:
-        """Say how far perplexity and predictions are from the other model's."""
+        """Say how far perplexity and predictions are from the original's."""
         return f"{self.change}; KL divergence {self.kl:.2g} nats a token, most likely token the same at {self.same:.1%}"
 
 
@@ -113,7 +113,7 @@ def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple
 
 
 def cost_of(models: ReferenceModels, pieces: list[Array], phase: str) -> TextCost:
-    """Return how much worse the candidate predicts a text than the checkpoint does, which is not quantized."""
+    """Return how much worse the candidate predicts a text than PyTorch does in float64 on the checkpoint's weights."""
     other = models.layers(models.original if models.quantized else models.reference)
     meter = CallCounter(models.progress, phase, len(pieces))
     return cost_on_text(session_logits(models.candidate), other.logits, pieces, meter.tick)

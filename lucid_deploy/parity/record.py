@@ -90,10 +90,7 @@ class Trace:
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> dict[str, Trace]:
-    """Feed scenarios of equal lengths as rows of one batch; return the trace of each by its name.
-
-    ``tick`` is called after each call.
-    """
+    """Feed scenarios of equal lengths as rows of one batch, with a tick after each call; return each trace by name."""
     scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
@@ -186,10 +183,7 @@ def _states(session: Session[Any], cache: Cache[Any]) -> States:
 def _feed(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
 ) -> _Fed:
-    """Feed scenarios as rows of one batch.
-
-    With ``choose``, a greedy scenario's next token is the one with the largest logit.
-    """
+    """Feed scenarios as rows of one batch; with ``choose``, a greedy one's next token is that of the largest logit."""
     prompts = np.stack([scenario.prompt for scenario in scenarios])  # (B, P)
     each = 2 if schedule.padding else 1
     cache = session.empty_cache(each * len(scenarios))

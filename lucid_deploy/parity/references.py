@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_remote_code: bool = False) -> Checkpoint:
-    """Open the checkpoint to verify against, by default the manifest's source; refuse that of another model."""
+    """Open the checkpoint to verify against, by default the manifest's source; refuse one of another model."""
     name = checkpoint or artifact.manifest.source
     if checkpoint is None and not resolve(name).exists():
         hub, again = artifact.manifest.hub, ""
@@ -81,7 +81,7 @@ class ReferenceModels:
 
     @property
     def quantized(self) -> bool:
-        """Whether the models run on dequantized weights."""
+        """Whether the artifact is quantized: all models but :meth:`original` then run on its dequantized weights."""
         return self.artifact is not None and self.artifact.manifest.quantization is not None
 
     def baseline(self) -> TorchSession:
@@ -110,7 +110,7 @@ class ReferenceModels:
         return self._open(dtype, dtype)
 
     def original(self) -> TorchSession:
-        """Open the checkpoint as it was before quantization, in float64."""
+        """Open the model on the checkpoint's weights in float64, even if the artifact is quantized."""
         from lucid_deploy.parity.on_demand import float64_on_demand
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, None)))

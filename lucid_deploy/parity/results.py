@@ -127,7 +127,7 @@ class Verification:
         return words.verdict(self)
 
     def cause(self) -> str:
-        """Say where errors start; empty if no causes were looked for, or nothing is wrong."""
+        """Say where errors start, or why that is unknown; empty if no causes were looked for, or nothing is wrong."""
         failed, unproven = self.first_failure is not None, bool(self.not_proven)
         return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
@@ -167,7 +167,7 @@ class Verification:
         """Reasons why gates that held prove too little, each the start of a sentence; empty if they prove enough.
 
         Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. Then it is
-        proof enough that each layer by itself passes on the reference's inputs.
+        proof enough if each layer by itself passes on the reference's inputs and few most likely tokens differ.
         """
         proven = self.rounded_inputs and self.explanation is not None and self.explanation.every_layer_passed
         reasons = [] if proven else list(self.doubts())

@@ -9,16 +9,17 @@ a baseline that was fed the same way and keeps its cache in the same type.
 type. Both round nearly the same values, so nearly all codes are equal. The size is the coefficient of the tensor's
 projection onto the second reference, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
 wrote have a size each, since different graphs encode them. A wrong scale changes the size; errors of random sign do
-not. The gate is ``FACTOR`` times the largest of: the baseline's own deviation from 1; its relative error over the root
-of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the change
-if the largest element is off by one code. Rows count only if zeros would fail there (:mod:`.gate`); if none is left,
-the size is not judged. A state is kept in floating point, without scales, and has no size to judge.
+not. The gate is ``FACTOR`` times the largest of the following, but not below the floor of :mod:`.gate`: the baseline's
+own deviation from 1; its relative error over the root of the number of rows (at most ``INDEPENDENT``), which is the
+deviation that independent errors give; and the change if the largest element is off by one code. Rows count only if
+zeros would fail there (:mod:`.gate`); if none is left, the size is not judged. A state, which is kept in floating point
+without scales, has no size to judge.
 
 **Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
-size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models continue from
-the same stored rows, those of the float64 run that rounds its cache. The cache rounds nothing between these rows
-and the logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run,
-recorded only after each of the last few tokens (:data:`~lucid_deploy.parity.record.STATES`).
+size, since the solve normalises keys, and change scores by less than int8's rounding does. So candidate, baseline and
+reference continue from the same stored rows, those of the float64 run that rounds its cache. No cache rounds anything
+between these rows and the logits, so the gates are those of arithmetic alone. Layers that keep states start from the
+states of that run, recorded only after each of the last few tokens (:data:`~lucid_deploy.parity.record.STATES`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class SizeGate:
     """How far from 1 the size factor of some rows of one tensor may be."""
 
     gate: Gate
-    rows: Array  # positions of the rows that count, (n,); if none can be judged, of all rows
+    rows: Array  # positions of the rows that count, (n,); if none can be judged, all
 
 
 SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: prefilled, decoded or drafted

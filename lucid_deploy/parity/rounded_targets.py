@@ -31,14 +31,14 @@ class Rounding:
     """What one scenario's target adds, filled by ``derive_roundings``: schedules differ, so each has own gates."""
 
     scenario: Scenario
-    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K and Y of float64 with such a cache
+    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K, Y and states of float64 with such a cache
     gates: dict[str, Gates] = field(default_factory=dict)  # by schedule, instead of the target's
-    sizes: dict[str, SizeGates] = field(default_factory=dict)  # by schedule: how far from 1 the size may be
-    answers: Answers = field(default_factory=dict)  # logits that float64 computes after stored rows
-    answer_gates: dict[str, Gates] = field(default_factory=dict)  # how far from these the candidate's may be
+    sizes: dict[str, SizeGates] = field(default_factory=dict)  # by schedule: how far from 1 the size factors may be
+    answers: Answers = field(default_factory=dict)  # by graph: logits of float64 after stored rows
+    answer_gates: dict[str, Gates] = field(default_factory=dict)  # by graph: errors allowed in a candidate's logits
 
     def compare_sizes(self, trace: Trace, schedule: Schedule) -> list[Comparison]:
-        """Compare size factors of K and Y with 1; a failure concerns all rows that count, its position is the first."""
+        """Compare size factors of K and Y with 1; a factor covers all rows that count, its position is the first's."""
         rounded, found = self.rounded[schedule.name], []
         for part, gates in self.sizes[schedule.name].items():
             for tensor, size in gates.items():
@@ -74,7 +74,8 @@ def derive_roundings(
 ) -> list[Rounding]:
     """Run the baseline and ``rounded``, float64 whose cache rounds too, in each schedule and from stored rows.
 
-    ``own`` and ``exact`` are one-shot traces by scenario: the baseline's, and those of float64 without rounding.
+    ``own`` and ``exact`` are one-shot traces by scenario: the baseline's, made before, and those of float64 without
+    rounding. Raises a ValueError if ``rounded`` is not float64 with the baseline's type of cache.
     """
     if (rounded.dtype, rounded.cache_dtype) != ("float64", baseline.cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {baseline.cache_dtype}")

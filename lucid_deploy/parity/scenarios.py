@@ -40,7 +40,7 @@ class Scenario:
 
     name: str  # short name for reports
     prompt: Array  # int64 (P,), P ≥ 1
-    forced: Array  # int64 (S,), fed one by one after the prompt
+    forced: Array  # int64 (S,), the tokens after the prompt; the schedule says which are decoded and which prefilled
     # whether forced is what the baseline itself generates, so that a free run can be compared too
     greedy: bool = False
     # whether only the one-shot schedule feeds it, as the others already feed another scenario of the same tokens
@@ -194,7 +194,7 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
     """Return the numbers of prompt tokens and decode steps that fit, with padding, a context of ``limit`` tokens.
 
-    A short context cuts the prompt to MIN_PROMPT, then steps to 1, then the prompt; LucidError unless 2 tokens fit.
+    A short context cuts the prompt to MIN_PROMPT, then steps to 1, then the prompt. LucidError for no steps or no room.
     """
     if steps < 1:
         raise LucidError(f"Verification needs at least one decode step, not {steps}.")

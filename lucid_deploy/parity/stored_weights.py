@@ -94,8 +94,8 @@ def compare_weights(artifact: Artifact, checkpoint: Checkpoint, tick: Tick = lam
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
     element must be within half a step of the original (one or two steps if it was clipped), and scales must be those
     that the scheme prescribes or, if a method fitted them, not too coarse. If calibration data chose the values, only
-    the distance from the original is checked, against the recorded one. An already quantized checkpoint must be copied
-    exactly. Scales that equalization has put into weights are applied to the original, and must cancel.
+    the distance from the original is checked, against the recorded one. With the method ``stored``, which copies the
+    checkpoint's numbers, values must be equal. Scales from equalization are applied to the original, and must cancel.
     """
     record = artifact.manifest.quantization
     if record is None:
@@ -239,7 +239,7 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
 def _asymmetric_difference(
     record: Quantization, name: str, parts: list[Array], original: Array, dtype: str
 ) -> str | None:
-    """Say where quantized values with zero points, offsets or fitted ranges are too far off; None if nowhere.
+    """Say where values with zero points, offsets or fitted ranges are too far off, or a scale too coarse; else None.
 
     Within its block's range an element may be off by half a step. Elements beyond the range are clipped, and may be off
     by two steps, since ranges are fitted to blocks. More is allowed where scales were rounded after values were chosen.
@@ -265,7 +265,7 @@ def _asymmetric_difference(
 
 
 def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Say if quantized values that calibration data chose are not at the recorded distance from the original."""
+    """Say if values that calibration data chose are not at the recorded distance from the original; else None."""
     tensor, recorded = record.tensors[name], record.method.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))

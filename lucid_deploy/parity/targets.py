@@ -58,7 +58,7 @@ class OtherTrace:
     rounding: Mapping[TensorId, float]  # by tensor, the allowance beyond our own model's gate
 
     def compare(self, found: Trace, gates: Gates, scenario: str, schedule: str) -> list[Comparison]:
-        """Compare a candidate's trace with this one; gates are those of our own model, widened by ``rounding``."""
+        """Compare a candidate's trace with this one; ``rounding`` is added to ``gates``, which are our own model's."""
         made = []
         for tensor, rows in self.trace.tensors.items():
             actual, wanted = common_positions(found.tensors[tensor], rows)
@@ -86,7 +86,7 @@ class Target:
     reference: Trace  # in float64
     gates: Gates  # how far from the reference each tensor may be
     other: OtherTrace | None = None  # what another implementation computed for the same tokens
-    rounding: Rounding | None = None  # what it adds if the cache rounds
+    rounding: Rounding | None = None  # further traces and gates; None unless the cache rounds
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Targets:
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:
-    """Return the targets to look for causes in, as many as the workload says: failing, correlated, then greedy."""
+    """Return the targets to look for causes in, at most as many as the workload says: failing, correlated, greedy."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
@@ -128,7 +128,7 @@ def prepare(
         steps: Decode steps after each prompt; None: as the workload says.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
-        rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
+        rounded: PyTorch in float64 whose cache rounds as the candidate's does; ValueError if needed and missing.
         more: Scenarios beside the synthetic ones.
     """
     session = opened(baseline)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-TABLE_LAYERS = 12  # with more layers, a row of the table is the worst of several
+TABLE_LAYERS = 12  # with more layers, each row of a table is the worst of several neighbouring layers
 COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
 
 
 def render(found: Verification) -> RenderableType:
-    """Return what rich prints of a verification: the verdict first, then sentences, tables and the checks made."""
+    """Return what rich prints of a verification: verdict, sentences, tables, and what was and was not checked."""
     from rich.console import Group
     from rich.text import Text
 
@@ -51,7 +51,7 @@ def render(found: Verification) -> RenderableType:
 
 
 def check_lines(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield a line that lists the checks that were made, and one with the others and the reasons."""
+    """Yield a line that lists the checks that were made and, if others were not, a line with those and the reasons."""
     yield f"Checked: {', '.join(f'{check.name} ({check.outcome})' for check in checks if check.done)}."
     missing: dict[str, list[str]] = {}  # names by reason
     for check in checks:
@@ -66,7 +66,7 @@ def check_lines(checks: Sequence[Check]) -> Iterator[str]:
 
 
 def _table(title: str, words_first: Sequence[str], numbers: Sequence[str], last: str = "") -> Table:
-    """Return an empty table, narrow enough for 80 columns."""
+    """Return an empty table with little padding: columns of words, columns of numbers, and a last one that may wrap."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -103,7 +103,7 @@ def _worst_table(found: Verification) -> Table:
 
 
 def band_label(layer: int, layers: int, word: str) -> str:
-    """Return the label of the table row that a tensor belongs to; with few layers, each has its own."""
+    """Return the label of a tensor's table row: its layer, or a range of layers if there are many, and its word."""
     band = math.ceil(layers / TABLE_LAYERS)
     first = layer // band * band
     last = min(first + band, layers) - 1

@@ -34,7 +34,7 @@ __all__ = ["Verification", "VerifyOptions", "verify_against", "verify_artifact"]
 def verify_artifact(
     artifact: Artifact, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
+    """Check an artifact's files, weights and what it computes; find where errors start if that fails or is not proven.
 
     A failed check is part of the result, not an exception; checks that depend on it are then skipped. ``progress`` is
     called with (phase, done, in all), counted in bytes, weights or calls of a model.
@@ -66,7 +66,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     forms, form_checks = _other_forms(artifact, options, candidate.capabilities.runs_graphs)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
     weights = check_weights(artifact, source, progress)
-    if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference uses them too
+    if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference runs on these weights
         return stopped(files, weights)
     models = ReferenceModels(candidate, source, artifact, progress, given.adapter)
     try:
@@ -75,7 +75,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
         if options.explain or found.own_failure is not None or found.not_proven:
             found = replace(found, explanation=_explain(models, artifact, targets, found.own_failure))
-    except CheckFailed as failure:  # the cache has other shapes than the model's, or values overflow the type
+    except CheckFailed as failure:  # such as a cache of wrong shapes, or values beyond the type's range
         return stopped(files, weights, Check("tensors", FAILED, str(failure)))
     return replace(
         found,
@@ -87,7 +87,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
 
 
 class _Given(NamedTuple):
-    """What a verification's options name, read."""
+    """The inputs that a verification's options name, after they were read; None: not given."""
 
     prompt: Array | None
     text: Array | None
@@ -108,10 +108,10 @@ def _read(
 def _other_forms(
     artifact: Artifact, options: VerifyOptions, runs_graphs: bool
 ) -> tuple[dict[str, Artifact], tuple[Check, ...]]:
-    """Choose which forms of the graphs to compare beside the one that the runtime prefers.
+    """Choose which forms of the graphs to compare beside the preferred one; none if the runtime runs no graphs.
 
     Returns:
-        The artifact in each form to compare, by the form's name; and for every other form a check that says why not.
+        The artifact in each form to compare, by the form's name; and for each form left out a check that says why.
     """
     if not artifact.manifest.forms or not runs_graphs:
         return {}, ()
@@ -132,10 +132,10 @@ def verify_against(
     artifact: Artifact | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare a session with its checkpoint: without causes, other forms and the checks of an artifact's files.
+    """Compare a session with its checkpoint: without causes, other forms, and checks of stored files and weights.
 
     Args:
-        options: How much to run; of ``options.runtime`` only the adapter is used.
+        options: All but ``checkpoint``, ``explain`` and ``trust_remote_code`` count; of ``runtime``, the adapter alone.
         artifact: The session's artifact, which gives tokenizer, adapters and quantization; None: it has none of these.
     """
     options = options or VerifyOptions()
@@ -188,7 +188,7 @@ def _explain(models: ReferenceModels, artifact: Artifact, targets: Targets, fail
 def _check_form(
     name: str, form: Artifact, options: VerifyOptions, targets: Targets, progress: Progress | None
 ) -> Check:
-    """Compare another form of the graphs with the same targets; return the check's outcome."""
+    """Compare another form of the graphs with the same targets; return the check with its outcome."""
     found = check(open_session(form, options.runtime), targets, progress=progress)
     total = Coverage.of(found.comparisons).total
     if found.first_failure is None:

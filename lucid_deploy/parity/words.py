@@ -20,7 +20,7 @@ MEANINGS = {
 
 
 def verdict(found: Verification) -> str:
-    """Return the result in a sentence or two; a failure names the first layer, tensor and position."""
+    """Return the result in a few sentences; the first tensor beyond its gate is named with layer and position."""
     if not found.comparisons:
         return found.failed_artifact_check
     failed = _failure(found) or _not_proven(found)
@@ -51,7 +51,7 @@ def lost(found: Verification) -> str:
 
 
 def _remedies(found: Verification) -> dict[str, str]:
-    """Return what is rounded beside the model's arithmetic, with the options to export without it."""
+    """Return the export option that avoids each rounding beyond that of the arithmetic, by what is rounded."""
     remedies = {}
     if found.rounded_cache:
         remedies[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
@@ -91,7 +91,7 @@ def _success(found: Verification) -> str:
 
 
 def _about_rounding(found: Verification) -> str:
-    """Say how wide a rounded cache or rounded inputs made the gates, and which export options make them narrow."""
+    """Say how wide a rounded cache or rounded inputs make gates, and which export options avoid it; empty if narrow."""
     remedies, after = _remedies(found), "After"
     doubts = list(found.doubts()) if found.rounded_inputs else found.wide_logits() if found.rounded_cache else []
     if not doubts:
@@ -137,7 +137,7 @@ def coverage_line(found: Verification) -> str:
 
 
 def cached(found: Verification) -> str:
-    """Name what layers cache: ``K and Y``, or ``K and V`` with standard attention."""
+    """Name what layers cache, such as ``K and Y``, or ``K and V`` if all attention is standard."""
     *names, last = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
     return f"{', '.join(names)} and {last}" if names else last
 
@@ -148,7 +148,7 @@ def _sorted_caches(found: Verification) -> list[Comparison]:
 
 
 def legend(found: Verification) -> Iterator[str]:
-    """Explain what the table shows."""
+    """Yield sentences that explain the table's tensors, errors and gates."""
     names = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
     meant = [f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
     caches = f"{'. '.join(meant)}. Each is" if meant else "The logits are"
@@ -160,7 +160,7 @@ def legend(found: Verification) -> Iterator[str]:
 
 
 def unjudged_lines(found: Verification) -> Iterator[str]:
-    """Say how many comparisons, and how many positions of the others, a tensor of zeros would have passed."""
+    """Say how many comparisons were not judged, and at how many positions of the others zeros would have passed."""
     coverage = found.coverage
     items = [item for item in found.comparisons if not item.judged]
     if items:
@@ -179,7 +179,7 @@ def unjudged_lines(found: Verification) -> Iterator[str]:
 
 
 def other_reference_lines(found: Verification) -> Iterator[str]:
-    """Say how far the candidate is from each other implementation."""
+    """Say what the candidate's worst judged error is against each other implementation."""
     for reference in found.others:
         items = [item for item in found.against(reference.kind) if item.judged]
         if items:
@@ -204,7 +204,7 @@ def top_token_line(found: Verification) -> str:
 
 
 def free_run_line(run: FreeRun) -> str:
-    """Say for how many tokens a free generation is PyTorch's."""
+    """Say how many of a free generation's first tokens are the ones that PyTorch generates."""
     if run.agreed == run.tokens:
         return f"Generating freely ({run.scenario}): all {run.tokens} tokens are PyTorch's."
     return (
@@ -214,6 +214,6 @@ def free_run_line(run: FreeRun) -> str:
 
 
 def text_line(found: Verification, cost: TextCost) -> str:
-    """Say how well a text is predicted, beside the model that the artifact was made from."""
+    """Give the perplexity of a text, beside that of the model that the artifact was made from."""
     other = "PyTorch in float64" if found.quantization is None else "the original checkpoint"
     return f"Perplexity of {cost.tokens} tokens: {cost.own:.6g}, with {other} {cost.original:.6g}: {cost.sentence()}."

@@ -47,7 +47,7 @@ class ArtifactSession(Session[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        return self._artifact.manifest.logits == "all" and self.limits is None  # limits bound the length of a run
+        return self._artifact.manifest.logits == "all" and self.limits is None  # with limits, one run may not take all
 
     def _named(self, layers: list[tuple[Tensor, ...]], prefix: str = "past_key_values") -> dict[str, Tensor]:
         """Return a cache's tensors by the names of the graphs' inputs, or of outputs with the prefix ``present``."""
@@ -84,7 +84,7 @@ class _BoundBuffers:
 
     layers: ArrayLayers  # per layer the buffers of its layout; K, Y and their scales, if any, are (B, KV, M, ·)
     mask: Array  # int64 (B, M); M columns are the room in the buffers
-    length: Array  # int64 (B,)
+    length: Array  # int64 (B,), columns of the cache before the new tokens
     adapter_ids: Array  # int64 (B,)
     steps: dict[int, BoundStep]  # by N
 
@@ -92,7 +92,7 @@ class _BoundBuffers:
 class StaticSession(Session[Any]):
     """Decoding with a static cache: a mixin, listed before a runtime's session class for growing caches.
 
-    Cached tensors are numpy arrays: exactly as long as the cache after prefill, with room to spare while decoding.
+    Cached tensors are numpy arrays: after prefill as long as the cache, after decoding or a cut with room to spare.
     """
 
     _bound: _BoundBuffers | None = None
@@ -250,7 +250,7 @@ class StaticSession(Session[Any]):
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
-    """Return a new buffer with room for ``room`` columns, holding the first ``past`` columns of ``rows``."""
+    """Return a buffer with room for ``room`` columns, a ring's for its window; copy what ``past`` columns fill."""
     buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
     held(tensor, buffer, past)[:] = held(tensor, rows, past)
     return buffer

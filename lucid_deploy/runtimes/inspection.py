@@ -155,11 +155,11 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes that a process needs to decode with onnxruntime, by what they are for.
 
-    Weights count once, as both graphs map one file. Packed copies come on top: one of the quantized weights if the
-    library of kernels multiplies by them; else one per graph, of all weights if the model is small, of the quantized
-    ones if not; matrices kept in float beside those are packed too, and not counted. A growing cache exists twice while
-    a token is computed, a static one once, and one of its layers twice while rows move into larger buffers. A cache not
-    in the model's type is converted to float32 layer by layer.
+    Weights count once, as both graphs map one file. Packed copies are counted on top: one of the quantized weights if
+    the library of kernels multiplies by them; else one per graph, of all weights if the model is small, else of the
+    quantized ones; copies of float matrices beside them are not counted. A growing cache exists twice while a token is
+    computed, a static one once, and one of its layers twice while rows move into larger buffers. A cache not in the
+    model's type counts as converted to float32 layer by layer, also where kernels read it as it is stored.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)

@@ -33,7 +33,7 @@ class Capabilities:
     runs_graphs: bool = True  # it runs the artifact's graphs; otherwise a model of its own on the weights
     reads_layers: bool = False  # layers can be run one by one, with open_layers
     rounds_activations: bool = False  # inputs of quantized products are rounded to int8 where the artifact says so
-    packages: tuple[str, ...] = ()  # import names; their versions are written beside results
+    packages: tuple[str, ...] = ()  # import names of what must be installed; versions are written beside results
     install: str = ""  # what pip installs to get them
 
 

@@ -289,7 +289,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes a few at a time."""
+        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes one or a few."""
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
 Events = list[dict[str, Any]]
-CACHED_STEP = 128  # reused tokens are reported in multiples of it, as by OpenAI: exact counts could give prompts away
+CACHED_STEP = 128  # reused tokens are reported in multiples of this, as OpenAI does: exact counts could betray prompts
 
 
 class Answer:
@@ -87,7 +87,7 @@ class Answer:
         return error.body()
 
     def frames(self, events: Events) -> bytes:
-        """Return events as they are sent."""
+        """Return the bytes of events, as server-sent events."""
         out = b""
         for event in events:
             kind = b"event: %s\n" % event["type"].encode() if "type" in event else b""

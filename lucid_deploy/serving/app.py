@@ -41,7 +41,7 @@ PAGE_HEADERS = {
 }
 
 
-Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # given the body; None if it was streamed
+Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # given the body; None: streamed already
 
 
 class App:
@@ -144,7 +144,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     service = exchange.service
     assert exchange.kind is not None
     job = await service.readers.read(body, exchange.kind, exchange.key)
-    exchange.count(0)  # the job holds what was read
+    exchange.count(0)  # the body counts as freed: the job holds what was read
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
     common = replace(job.request, client=exchange.key, cache_owner=owner)
     job = replace(job, request=common)

@@ -1,6 +1,6 @@
 """Connections: uvicorn's protocol, with bounds on how many are open, what they send and how long they wait.
 
-A connection that exceeds a bound is cut without an answer; a reverse proxy in front can answer such clients.
+To keep a bound, a connection is cut without an answer; a reverse proxy in front can answer such clients.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().connection_lost(exc)
         self._set_waiting(False)
         if self._current is not None and not self._current.response_complete:
-            self._current.disconnected = True  # uvicorn sets it for the last of several pipelined requests only
+            self._current.disconnected = True  # of several pipelined requests, uvicorn sets it for the last only
             self._current.message_event.set()
 
     def get_buffer(self, sizehint: int) -> bytearray:

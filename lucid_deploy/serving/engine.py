@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0  # least time between two calls of ``Engine``'s check
 DOWN = "engine_down"  # error code while the engine loads, and after it has ended
-PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store: the lower one counts
+PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store; the one reached first counts
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class JobEvents:
     def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._commands, self._rows = commands, rows
-        self.numbers: dict[int, int] = {}  # in the batcher, by row; for the engine's thread
+        self.numbers: dict[int, int] = {}  # generation → its number in the batcher; engine's thread only
         self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
@@ -96,7 +96,7 @@ class Engine:
 
     Args:
         open_batcher: Loads the model and returns the batcher; called in the thread.
-        rows: Most generations that run at once, as the batcher has it.
+        rows: Most generations that run at once, the same number as the batcher's.
         max_queue: Most generations that wait for a row.
         check: Raises if the engine must not go on; called in the thread, at most once per :data:`CHECK_SECONDS`.
         share_queue: Whether a client with several requests may have at most ``rows + max_queue // 2`` generations.
@@ -117,11 +117,11 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._most_each = rows + max_queue // 2 if share_queue else self.capacity
         self._open_batcher, self._check = open_batcher, check
-        self._checked = 0.0  # when, by time.monotonic
-        self._step_began: float | None = None  # when, by time.monotonic; None between steps
+        self._checked = 0.0  # time of the last check, by time.monotonic
+        self._step_began: float | None = None  # when it began or last gave events; None between steps
         self._lock = threading.Lock()  # protects the state and the counts of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
-        self._seconds = 1.0  # moving average of a generation's duration, its wait for a row included
+        self._seconds = 1.0  # moving average: from a generation's submission to its end, the wait for a row included
         self._running: dict[int, _Running] = {}  # by number in the batcher
         self._gauges = {"rows": float(rows)}
         self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
@@ -149,7 +149,7 @@ class Engine:
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
-        """In an event loop, queue a client's generations and return their events; ApiError if not ready or full."""
+        """In an event loop, queue a client's generations and return their events; ApiError if not ready or too many."""
         client = requests[0].client
         with self._lock:
             if self.state != "ready":

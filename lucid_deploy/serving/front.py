@@ -121,7 +121,7 @@ class Exchange:
         self.service, self.scope, self.receive, self._send = service, scope, receive, send
         self._request = Request(scope, receive)
         self.headers = self._request.headers
-        self.route = "other"  # label in metrics: a known path, or ``other`` for all unknown ones
+        self.route = "other"  # label in metrics: the path, or ``other`` if it is unknown or ``check`` refused
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # hex digest of the client's API key; empty if there is none
         self.status = 499  # HTTP status, 499 before the answer begins
@@ -131,7 +131,7 @@ class Exchange:
         # Of requests that generate:
         self.kind: Kind | None = None  # of its body
         self.answer: Answer | None = None  # once the body was read
-        self.first_token: float | None = None  # seconds until it came
+        self.first_token: float | None = None  # seconds from ``started`` until it came
 
     def check(self) -> None:
         """Identify the client; raise an ApiError for an ambiguous request, another host's name or an unknown key."""
@@ -182,7 +182,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work`` after ``body``; cancel it and raise if the client leaves, time is over or the server ends."""
+        """Await ``work`` once the body is read; cancel it and raise if client leaves, time is over or server ends."""
         seconds, ending = self.service.api.seconds, self.service.ending
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:

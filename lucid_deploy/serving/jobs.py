@@ -24,7 +24,7 @@ class Job:
     """One HTTP request: what to generate, every prompt ``n`` times, and how to answer."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
-    request: Request = UNPROMPTED  # what all have in common; its seed is that of each prompt's first generation
+    request: Request = UNPROMPTED  # what all generations share; its seed is that of each prompt's first one
     n: int = 1  # generations of each prompt
     stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
     tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text

@@ -178,7 +178,7 @@ class EngineReplica:
 class RayBackend:
     """Runs an API replica's requests on the engines.
 
-    If an engine ends before a request has output, another engine gets the request, once; else its client gets an error.
+    If an engine ends before a request has output, the request is sent again, once; otherwise its client gets an error.
     With ``to_zero`` there may be no engine: a request waits until one starts. Probes would start one, so none are sent.
     """
 

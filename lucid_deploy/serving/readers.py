@@ -97,7 +97,7 @@ class ReaderPool:
 
 
 def _ask(reader: BoundedProcess, task: tuple[Kind, bytes]) -> Job:
-    """Have a process read a body; raise an ApiError if it is refused. If the process died, start another one."""
+    """Have a process read a body; raise an ApiError if that fails. If the process died, start another one."""
     try:
         found: Job | ApiError = reader.ask(task)
     except TooCostly as fault:

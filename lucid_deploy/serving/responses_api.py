@@ -104,7 +104,7 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
 
 
 class ResponseAnswer(Answer):
-    """Translates the chunks of a chat to the events and the answer of ``/v1/responses``."""
+    """Builds the answer of ``/v1/responses``, or its events, from the text and the calls of a chat."""
 
     end_of_stream = b""  # the last event says that it is the last
 

@@ -1,4 +1,4 @@
-"""Who may send requests: API keys, and the host names that a server without keys answers to."""
+"""Who may send requests: API keys, and the host names that a server without keys on a loopback address answers to."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the keys in a file, one a line; raise a LucidError if it is unreadable, malformed or readable by all."""
+    """Return the keys in a file, one a line; LucidError if unreadable, malformed or, on POSIX, readable by all."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8-sig").splitlines()

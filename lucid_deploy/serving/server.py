@@ -76,7 +76,9 @@ async def serve(
 ) -> None:
     """Load the model, call ``ready``, serve until SIGTERM, SIGINT or SIGHUP, and let running requests finish.
 
-    Running requests get ``grace`` seconds. At most ``connections`` are open, each waiting ``idle`` s for its client.
+    Running requests get ``grace`` seconds. At most ``connections`` are open (None: 100, and two per generation that may
+    run or wait), each waiting ``idle`` seconds for its client. Raises the engine's error if the model cannot be loaded;
+    ends the process with status 1 if the engine's thread does not stop within STEP_SECONDS.
     """
     limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
     with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows has no such limit
@@ -126,7 +128,7 @@ class DrainingServer(uvicorn.Server):
         self.announced = False  # whether the model has loaded, and ``ready`` was called
         self._service, self._engine, self._limits = service, engine, limits
         self._grace, self._ready = grace, ready
-        self._signals, self._deadline = 0, math.inf  # by time.monotonic
+        self._signals, self._deadline = 0, math.inf  # signals so far; end of the grace, by time.monotonic
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         handle_ends(self.handle_exit)  # SIGHUP, too

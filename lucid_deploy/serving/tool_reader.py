@@ -26,7 +26,7 @@ class ToolUse:
     shown: list[dict[str, Any]]  # the tools as the template gets them
     form: ToolFormat  # how the answer writes calls
     constraint: Constraint  # what the answer must be
-    trigger_token: int | None  # the special token that a call begins with, if there is one
+    trigger_token: int | None  # the special token that spells the format's trigger; None if there is none
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:

@@ -1,1 +1,1 @@
-"""Invert unit lower triangular blocks by merging inverses of smaller ones, which stays accurate for correlated keys."""
+"""Invert unit lower triangular blocks by merging inverses of smaller ones; the CPU library solves by substitution."""

@@ -10,7 +10,7 @@ LEAF = tl.constexpr(16)  # width of the blocks inverted by substitution: the sma
 
 @triton.jit
 def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Return T − T (M ∘ X) T, which merges T's HALF-wide inverses in pairs; M selects the block between each two."""
+    """Return T − T (M ∘ X) T, which merges T's HALF-wide inverses in pairs; M selects the block that joins a pair."""
     o_row = tl.arange(0, BLOCK)[:, None]
     o_column = tl.arange(0, BLOCK)[None, :]
     m_merge = (o_row // (2 * HALF) == o_column // (2 * HALF)) & (o_row // HALF != o_column // HALF)

@@ -6,7 +6,7 @@ constexpr float kNoPeak = -1e30f; // … even for this, the peak of a row that h
 template <class T>
 struct Attend {
     const AttentionArguments<T>& a;
-    size_t tiles;
+    size_t tiles; // per query head
     std::atomic<size_t> next{0};
 };
 
@@ -15,7 +15,7 @@ struct QueryTile {
     float* peak;          // [kRows]: largest score so far
     float* total;         // [kRows]: sum of the weights so far
     float* sums;          // [kRows][padded width]: weighted values so far
-    float* weights;       // [kColumns][kRows]
+    float* weights;       // [kColumns][kRows]: scores, then weights
     float* key_room;      // [kColumns][D]
     float* value_room;    // [kColumns][padded width]
     size_t rows, rounded, padded; // query rows; rounded up to whole panels; D rounded up to whole vectors
@@ -32,7 +32,7 @@ inline void hide(const QueryTile& tile, size_t columns, ptrdiff_t offset, const 
     }
 }
 
-// Turns scores into weights, and rescales the sums and totals so far to the new peaks.
+// Turns scores into weights, rescales the sums and totals so far to the new peaks, and adds the weights to the totals.
 inline void soften(const QueryTile& tile, size_t columns) {
     for (size_t first = 0; first < tile.rounded; first += kLanes) {
         float* weights = tile.weights + first;

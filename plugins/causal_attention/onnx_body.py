@@ -1,7 +1,7 @@
 """Causal attention in standard ONNX operators, so that every runtime can run an exported file.
 
 onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
-every type, and makes no tensor of tokens × tokens.
+every type. Its masks and scores have at most 256 rows, however many tokens are new.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past tokens,
 ``T = P + N``.

@@ -62,7 +62,7 @@ void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, con
     for (size_t k = 0; k < d; ++k) from_float(out[k], sums[k] / total);
 }
 
-// Joins a head's chunks: computes Y of the new tokens, then the softmax over the cache and the new tokens.
+// Joins a head's chunks: computes Y of the new tokens, copies their keys to a growing cache, and computes the softmax.
 template <class T, class S>
 void join_task(void* data, size_t head) {
     const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);

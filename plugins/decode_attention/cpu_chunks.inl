@@ -6,7 +6,7 @@
 // writes peaks, totals and sums to the workspace.
 
 constexpr size_t kChunk = 1024; // columns (cached rows) of a task: enough work, and few enough to occupy all threads
-constexpr size_t kTurnedRows = 32; // from this many rows on, a tile's keys are transposed first
+constexpr size_t kTurnedRows = 32; // from this many rows on, keys at least a vector wide are transposed first
 static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
 
 template <class T, class S>
@@ -50,7 +50,7 @@ struct Fresh {
     float* fresh;   // [kLanes]: 0 for elements of the last vector that overlap the one before it, else 1
     float* weights; // [rows][kColumns]: scores, then weights
     float* totals;  // [rows][kLanes]: a chunk's sums of weights, lane by lane
-    float* norms;   // [kColumns]: factors of the new keys' scores
+    float* norms;   // [kColumns]: Σ K² of the cached keys, then their inverse norms, factors of the new keys' scores
     float* peaks;   // [N]: peaks of the new keys' rows, √d + log L_ii
     float* zeros;   // a row of zeros, read in place of padding
     float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
@@ -107,7 +107,7 @@ struct StoredTile {
     float hide[kColumns];                             // added to scores: 0, or kHidden at padding
     size_t columns, whole;                            // `whole`: rounded up to vectors
     bool full;                                        // whether all `whole` columns are tokens
-    size_t ahead; // elements from a row to its successor in the next tile, which is prefetched; 0: nothing is
+    size_t ahead; // elements from a row to its successor in the next tile, which is prefetched; 0: there is none
 };
 
 template <class T, class S>
@@ -223,7 +223,7 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
     return total;
 }
 
-// The same for all rows of a tile; rescales the chunk's totals and sums to the new peaks.
+// The same for all rows of a tile; rescales the chunk's totals and sums to the new peaks, and adds to the totals.
 template <bool Scaled, bool Hidden, class S>
 void soften_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *sums = part + 2 * token.rows;
@@ -246,7 +246,7 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
         soften_rows<Scaled, true>(token, tile, cut, part);
 }
 
-// Computes all rows' scores for a tile's columns and, for new keys, its keys' squares; lanes hold elements of a row.
+// Computes all rows' scores for a tile's columns and, with new keys, Σ K² of each column; lanes hold elements of K.
 template <class S>
 void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     size_t groups = (token.rows + kGroup - 1) / kGroup;

@@ -51,7 +51,7 @@ LUCID_INLINE Vector join(const Vector* sums) {
 struct Ahead {
     size_t ahead, from, to;
 
-    // Whether to prefetch at this vector of a column: once per cache line.
+    // Whether to prefetch at this vector of a column: once per cache line, in columns `from` to `to` − 1 only.
     template <class S>
     LUCID_INLINE bool asks(size_t column, size_t vector) const {
         constexpr size_t kLine = std::max<size_t>(1, 64 / (kLanes * sizeof(S))); // vectors

@@ -1,8 +1,8 @@
-"""Decode attention in PyTorch, in one pass over the cache.
+"""Decode attention in PyTorch, with one product with K and one with Y.
 
 A new token's row of ``L Y = V`` is solved by a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. It needs the same
-products with K and Y as the query heads' softmax. So the new keys are added as extra query rows, and K and Y are read
-once. For N new tokens an N × N unit lower triangular system remains to be solved.
+products with K and Y as the query heads' softmax. So the new keys are added as extra query rows of these products. For
+N new tokens an N × N unit lower triangular system remains to be solved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def decode_attention_fused(
     keys, values, new_value = k.to(work), y.to(work), v_new.to(work)
     q_rows = q.to(work).reshape(batch, heads, groups * n, width) / root_d  # (B, H, G·N, D)
     new_rows = normalize_keys(k_new.to(work), eps) / root_d  # (B, H, N, D)
-    scores = torch.cat([q_rows, new_rows], dim=2) @ keys.mT  # (B, H, (G+1)·N, P): the one pass over K
+    scores = torch.cat([q_rows, new_rows], dim=2) @ keys.mT  # (B, H, (G+1)·N, P): the one product with K
     key_norm = torch.rsqrt(keys.square().mean(-1) + eps)[:, :, None, :]  # (B, H, 1, P)
     s_query, s_new = scores[:, :, : groups * n], scores[:, :, groups * n :]
     shift: float | Tensor = root_d
@@ -53,7 +53,7 @@ def decode_attention_fused(
     s_self = s_self.masked_fill(~(earlier | own), -torch.inf).reshape(batch, heads, groups * n, n)
     peak = torch.cat([s_query, s_self], dim=-1).amax(-1, keepdim=True)  # (B, H, G·N, 1)
     p, p_self = torch.exp(s_query - peak), torch.exp(s_self - peak)
-    sums = torch.cat([p, e], dim=2) @ values  # (B, H, (G+1)·N, D): the one pass over Y
+    sums = torch.cat([p, e], dim=2) @ values  # (B, H, (G+1)·N, D): the one product with Y
     y_new = torch.linalg.solve_triangular(
         within, new_value - sums[:, :, groups * n :], upper=False, unitriangular=True
     )  # (B, H, N, D)

@@ -53,7 +53,7 @@ def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
     # where M_s selects rows and columns in the same block of 2s but in different blocks of s.
     place = op.Range(0, op.Squeeze(n), 1)
     row = op.Unsqueeze(place, [1])
-    before = op.Cast(row > place, to=1) * token_row  # (B, 1, N, N): the earlier new tokens of each one
+    before = op.Cast(row > place, to=1) * token_row  # (B, 1, N, N): 1 where column is an earlier new token, not padding
     self = op.Cast(op.Equal(row, place), to=1)
     k_hat = op.RMSNormalization(k_new, op.Expand(1.0, width), axis=-1, epsilon=epsilon)
     s_within = op.MatMul(new_rows, op.Transpose(k_hat, perm=[0, 1, 3, 2]))

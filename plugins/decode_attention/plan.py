@@ -1,7 +1,7 @@
 """Launch plan of decode attention's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++.
 
-The split kernel reads the cache. On some devices it works in parts: each warp averages its own tokens of every tile
-(``parts.py``). The combine kernel joins the splits.
+The split kernel reads the cache. On some devices its variants with at most 16 rows may work in parts: each warp
+averages its own tokens of every tile (``parts.py``). The combine kernel joins the splits.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ FEW_FLOAT32_WIDTH = 128  # the largest for float32 with few rows, whose high and
 # few rows of wide heads.
 PARTS_CHUNK = 16
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions process two numbers
-PART_TOKENS = 16  # fewest tokens of a part: the rows of a tensor core's product
+PART_TOKENS = 16  # fewest tokens of a part, LEAST_TOKENS in parts.py
 NARROW_TOKENS = 128  # most tokens of a tile with parts if loads are narrow: more would spill
 PADDED_KEYS = 4096  # most numbers of K in a float32 tile with parts if the width is padded: more would spill
 GEFORCE = 86  # the first compute capability of Ampere with GeForce's tensor cores
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
-# Fewest warps for a cache of E4M3 and for narrow loads, and the warps of float32 parts at padded widths: with two,
-# converted numbers would spill, as would addresses, of which narrow loads have twice as many.
+# With up to 16 rows: fewest warps for a cache of E4M3 and for narrow loads, and the warps of float32 parts at padded
+# widths. With two, converted numbers would spill, as would addresses, of which narrow loads have twice as many.
 CAREFUL_WARPS = 4
 # Tokens of an E4M3 tile with 16 rows: at most this many without parts. With parts, at least this many if the head width
 # is its padded width; for other widths padded to 128 such a tile would spill.
@@ -101,7 +101,7 @@ def plan_decode_attention(
         width: Head width, 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of those in ``tuned.json``.
+        tuned: Constants to use as they are, instead of those in ``tuned.json``, which are adapted to the sizes.
         diagonal: 0 for L_ii = 1, 1 for the training diagonal.
         new: New tokens, 1 to 16.
         float8: Whether the cache is E4M3 with a scale for each row.

@@ -71,7 +71,7 @@ public:
     }
 
 protected:
-    //! Name of the kernel that reads the cache, and the inputs of the node that it takes.
+    //! Name of the kernel that reads the cache, and the node's inputs that it takes before the mask.
     virtual char const* splitKernel() const = 0;
     virtual std::vector<Argument> splitTensors(void const* const* inputs) const = 0;
 

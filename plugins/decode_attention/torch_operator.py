@@ -1,7 +1,4 @@
-"""Decode attention as the PyTorch custom operator ``lucid::decode_attention``, which tracing keeps as one node.
-
-It computes the softmax attention of one or a few new tokens over the cache, and their preconditioned values.
-"""
+"""Decode attention as the PyTorch custom operator ``lucid::decode_attention``, which tracing keeps as one node."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ def decode_attention(
     implementation: str = "fused",
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from one or a few new tokens to the cache and to themselves.
+    """Attend from one or a few new tokens to the cache and to themselves, and precondition their values.
 
     Args:
         q: Queries of the new tokens, ``(B, H·G, N, D)``.
@@ -36,8 +33,8 @@ def decode_attention(
         y: Cached preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, False at padding; the last columns are the new tokens. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (solve, then attention) or ``fused`` (one pass over the cache; on CUDA tensors the
-            Triton kernels, as for ``precondition``).
+        implementation: ``reference`` (solve, then attention) or ``fused`` (one product with K, one with Y; on CUDA the
+            Triton kernels for up to 16 new tokens, under the conditions of ``precondition``).
         training_diagonal: As for ``precondition``: divide a new token's row by the training L_ii instead of 1.
 
     Returns:

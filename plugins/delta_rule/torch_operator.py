@@ -37,7 +37,7 @@ def delta_rule(
         state: S before the first new token, ``(B, H, D, E)``.
         scale: Factor of the outputs.
         implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens; on CUDA tensors the Triton
-            kernels, unless a gradient is needed or they do not support the call).
+            kernels under the conditions of ``precondition``, if ``log_decay`` and ``state`` are float32).
 
     Returns:
         The outputs ``(B, H, N, E)`` in the type of ``value``, and S after the last token ``(B, H, D, E)`` in that of

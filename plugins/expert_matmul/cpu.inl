@@ -7,8 +7,8 @@ struct ExpertJob {
     const float* x; // [rows, stride], sorted by expert, zeros after the depth
     size_t stride;
     T* o;           // [rows, columns], sorted by expert
-    size_t parts;   // tasks of an expert
-    size_t width;   // rows of the matrix of a task
+    size_t parts;   // tasks per expert
+    size_t width;   // rows of the matrix that a task takes
 };
 
 template <class T>
@@ -18,7 +18,7 @@ void expert_task(void* data, size_t index) {
     const ExpertRows& own = a.chosen[index / job.parts];
     size_t first = index % job.parts * job.width, end = std::min(first + job.width, a.columns);
     size_t groups = (own.rows + kMostRowsTransposed - 1) / kMostRowsTransposed;
-    // One group goes through all of a task's rows of the matrix; several take turns on as many as a cache holds.
+    // One group of rows of x goes through a task's part of the matrix; several take turns on what a cache holds of it.
     size_t step = groups == 1 ? job.width : std::max<size_t>(24, (size_t{1} << 15) / std::max<size_t>(a.depth, 1));
     for (size_t c = first; c < end; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {

@@ -35,7 +35,7 @@ LUCID_INLINE Vector centered_nibbles(Integers whole) {
 struct BlockRows {
     const float* x;    // [rows, stride]
     size_t stride;
-    const float* sums; // [rows, blocks, kLanes]
+    const float* sums; // [rows, blocks, kLanes]; read only if the matrices have offsets
 };
 
 // o[r][c] = Σ_b (scale[c][b] · Σ_k x[r][b][k] · (w[c][b][k] − half of the range) + offset[c][b] · Σ_k x[r][b][k])
@@ -99,7 +99,7 @@ LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t 
         if (count != R) {
             multiply_quantized<Bits, HasOffsets, R - 1>(count, columns, o, o_stride, rows, w, scales, offsets, blocks, bytes);
         } else {
-            constexpr int C = R == 2 ? 2 : 1; // 1: the matrix is read row by row, as short ones in cpu_transposed.inl
+            constexpr int C = R == 2 ? 2 : 1; // 1: row by row, as cpu_transposed.inl reads short rows
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
                 multiply_blocks<Bits, R, C, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,
@@ -116,8 +116,8 @@ struct QuantizedExpertJob {
     const QuantizedExpertArguments<T, S>& a;
     BlockRows rows; // sorted by expert
     T* o;           // [rows, columns], sorted by expert
-    size_t parts;   // tasks per expert
-    size_t width;   // rows of the matrix per task
+    size_t parts;   // tasks per chosen expert
+    size_t width;   // rows of the matrix per task, at most
 };
 
 template <size_t Bits, bool HasOffsets, class T, class S>
@@ -142,8 +142,8 @@ void quantized_expert_task(void* data, size_t index) {
 
 template <size_t Bits, bool HasOffsets, class T, class S>
 void quantized_expert_matmul_of(const QuantizedExpertArguments<T, S>& a, const Pool& pool) {
-    constexpr size_t per = 8 / Bits, lines = kLanes * per; // numbers of a vector of bytes
-    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // as for the product by a transposed weight
+    constexpr size_t per = 8 / Bits, lines = kLanes * per; // numbers in a byte, and in a vector of bytes
+    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // no power of two, as in weight_matmul_transposed
     Zeros<float> x(a.rows * stride);
     Zeros<T> o(a.rows * a.columns);
     for (size_t place = 0; place < a.rows; ++place)

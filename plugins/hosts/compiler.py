@@ -55,7 +55,7 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
 
     Args:
         command: The compiler and its arguments, without ``-o``. It runs in the library's folder.
-        library: The output file. Its folder also takes the compiler's temporary files, which remain if it is killed.
+        library: The output file. Its folder also takes the compiler's temporary files; a killed compiler leaves them.
 
     Raises:
         LucidError: The compiler cannot be run, fails (the message has its output), or writes no library.

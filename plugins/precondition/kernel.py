@@ -80,7 +80,7 @@ def key_norms_kernel(
     m_new = m_tokens & (o_n >= n_past)
     b_k_new = load_rows(p_k + i_batch_head.to(tl.int64) * n_new * width, o_n - n_past, m_new, width, BLOCK_D)
     b_norms = inverse_norms(tl.where(m_past[:, None], b_k_past, b_k_new), m_tokens, width, epsilon)
-    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # of a token: its sum of squares overflowed
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # a token has 0 if its squares overflow
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
     if p_k.dtype.element_ty == tl.float32:
@@ -117,7 +117,7 @@ def key_tiles_kernel(
     Args:
         p_k, p_k_past, p_y_past, width_units: As in :func:`precondition_kernel`.
         p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
-        p_work: As there; tiles follow the counters.
+        p_work: As there; norms, scales and tiles follow the counters, see :func:`.int8_part.head_memory`.
     """
     width = width_units * WIDTH_UNIT
     i_batch_head = tl.program_id(0)

@@ -22,7 +22,7 @@ PAST_TOKENS = tl.constexpr(64)  # past tokens that share a power
 
 @triton.jit
 def key_powers(b_norms):
-    """Return the powers of two to multiply keys by, from their inverse norms; infinite for an infinite norm and NaN."""
+    """Return the powers of two to multiply keys by, from their inverse norms; infinite if that is infinite or NaN."""
     return (b_norms.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True) * KEY_POWER
 
 

@@ -1,7 +1,7 @@
 // The two matrix products of the CPU kernels for several tokens, scores and weighted sums, with sums in registers.
 //
 // For scores, vector lanes hold rows of a tile (in prefill: queries, or keys whose Y is solved for), and the loop goes
-// over columns (earlier keys). They are stored transposed, [column][row], so that maxima and sums over columns take no
+// over columns (earlier keys). Scores are stored transposed, [column][row]: maxima and sums over columns take no
 // operation across lanes. For weighted sums, lanes hold elements of a row of values. Neither K nor Y has to be packed.
 
 constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup …

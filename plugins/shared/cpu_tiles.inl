@@ -38,7 +38,7 @@ LUCID_INLINE Vector widen(const S* from) {
 }
 #endif
 
-// An array of zeros. Not std::vector: the linker could share its code with files compiled for older processors.
+// An array of zeros. Not std::vector: the linker may use one file's copy of its code in files for older processors.
 template <class T>
 class Zeros {
 public:
@@ -156,7 +156,7 @@ void write_rows(T* rows, size_t width, const float* tile, size_t padded, size_t 
 inline bool all_true(const bool* mask, size_t count) { return std::memchr(mask, 0, count) == nullptr; }
 inline bool none_true(const bool* mask, size_t count) { return std::memchr(mask, 1, count) == nullptr; }
 
-// Returns rows as a float32 tile: the rows themselves if `whole` (none is masked) and they have its form, else a copy.
+// Returns rows as a float32 tile: the rows themselves if they are float, unpadded and `whole` (unmasked), else a copy.
 template <class T>
 const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, const bool* mask, bool whole,
                      float* room) {

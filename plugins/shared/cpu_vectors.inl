@@ -62,7 +62,7 @@ LUCID_INLINE Vector root(Vector value) {
 #endif
 }
 
-// Copies bytes that are not read soon, with streaming stores: they do not read the target and do not displace cached data.
+// Copies bytes that are not read soon. Streaming stores (not in portable kernels) bypass caches and read no target.
 inline void copy_past_caches(const void* from, void* to, size_t bytes) {
 #if LUCID_LANES >= 8
     const char* source = static_cast<const char*>(from);

@@ -35,8 +35,8 @@ class DividedRows:
     Attributes:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
-        places: The inputs to multiply: the index of the input, by the name of the reading node's first output.
-        equal: By the name of a shape, that of the shape to use instead, since the factor adds a head axis to the mask.
+        places: The inputs to multiply: from the name of a node's first output to the index of the node's input.
+        equal: Shapes to replace, old name to new name, since the factor adds a head axis to the mask.
     """
 
     keys: str
@@ -50,10 +50,9 @@ def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.Func
 
     Args:
         body: The operator's body with L_ii = 1.
-        where: Where to multiply.
 
     Raises:
-        ValueError: The body lacks a value that ``where`` names.
+        ValueError: The body has no node with a first output that ``where.places`` or ``where.equal`` names as a key.
     """
     produced = {node.output[0] for node in body.node}
     absent = [name for name in (*where.places, *where.equal) if name not in produced]

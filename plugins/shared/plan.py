@@ -145,14 +145,14 @@ def padded_width(width: int) -> int:
 
 
 def width_unit(width: int, dtype: str) -> int:
-    """Return the divisor of ``width`` that the kernel is compiled for: the elements of the widest aligned load."""
+    """Return a divisor of ``width`` to compile kernels for: the elements of the widest aligned load."""
     if width % 8 == 0 and dtype != "float32":
         return 8
     return 4 if width % 4 == 0 else 1
 
 
 def compiled_units(dtype: str) -> tuple[int, ...]:
-    """Return the width units of the kernels that are compiled ahead of time, for widths that are multiples of 4."""
+    """Return what :func:`width_unit` returns for multiples of 4; decode attention also compiles for padded widths."""
     return (4,) if dtype == "float32" else (8, 4)
 
 

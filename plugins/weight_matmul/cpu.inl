@@ -17,11 +17,11 @@ constexpr size_t kAtOnce = 8;                      // rows of the weight that ar
 constexpr size_t kNear = 8;                        // distance in vectors at which a row is prefetched into the L1 cache
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums fit into registers, with two vectors of columns
 constexpr size_t kMostTasks = 16;                  // per product
-constexpr size_t kTaskColumns = 704;               // fewest columns of a task, or all / 4: shorter pieces are slow
+constexpr size_t kTaskColumns = 704;               // fewest columns of a task (all / 4 if less): fewer are slow
 constexpr size_t kAlone = size_t{1} << 18;         // multiplications below which a second thread does not pay
 constexpr size_t kLeastParts = 4;                  // parts of a divided sum, at most; doubled for larger weights …
 constexpr size_t kPartElements = size_t{1} << 20;  // … as long as a part still has so many elements
-constexpr size_t kPartColumns = 16384;             // columns whose pieces of a row are long enough without parts
+constexpr size_t kPartColumns = 16384;             // from so many columns on, rows are long enough without parts
 constexpr size_t kPartSums = 48 << 10;             // sums of a task that fit into a cache beside the weight
 
 inline size_t divided(size_t count, size_t by) { return (count + by - 1) / by; } // rounded up

@@ -68,7 +68,7 @@ class DeltaNet(Mixer):
         return self.mix_tokens(x, step, past)
 
     def mix_tokens(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Mix new tokens ``(B, N, C)``; return the output, of the same shape, and the extended cache."""
+        """Mix new tokens ``(B, N, C)``; return the output, of the same shape, and the updated cache."""
         n = x.shape[1]
         new = None if step.mask is None else last_columns(step.mask, n)  # (B, N)
         if new is None or step.decode or step.cache_length is not None:

@@ -62,7 +62,7 @@ class GroupedQueryAttention(Mixer):
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
         k_past, y_past = self.codec.decode(past, q.dtype)  # (B, KV, P or M, D)
-        keys = torch.cat([k_past, k], dim=2)  # (B, KV, P or M + N, D)
+        keys = torch.cat([k_past, k], dim=2)  # (B, KV, P + N or M + N, D)
         o, y, values = self.attend(q, k, v, keys, k_past, y_past, step)
         present: LayerCache = (keys, values)
         stored = zip(past, self.codec.encode(k, y), strict=True)
@@ -92,7 +92,7 @@ class GroupedQueryAttention(Mixer):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, y_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend over the past and the new tokens. Without a solve, Y is V.
+        """Attend over the past and the new tokens. Without a solve, Y is V. With a static cache, P is M.
 
         Args:
             q: Queries ``(B, H, N, D)``.

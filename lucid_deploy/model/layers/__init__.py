@@ -31,7 +31,7 @@ class LayerKind(ABC):
         """Describe one layer; ``cache_dtype``: ``int8``, ``fp8`` or a float type, such as the model's."""
 
     def words(self, config: LucidConfig) -> str:
-        """Return words for such layers, such as ``{} of kind delta``; ``{}`` is replaced by ``layer`` or ``layers``."""
+        """Return words for such layers, such as ``LUCID {}``; ``{}`` is replaced by ``layer`` or ``layers``."""
         return f"{{}} of kind {self.name}"
 
     @abstractmethod

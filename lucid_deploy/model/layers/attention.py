@@ -26,7 +26,7 @@ def rows_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayou
 
 
 def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
-    """Return the layout of an attention layer over a window: a ring of the rows of the last W tokens."""
+    """Return the layout of a layer over a window: rings of the last W tokens' rows; raise a LucidError for fp8."""
     if cache_dtype == "fp8":  # a ring is updated with ONNX's Where, which takes no E4M3
         raise LucidError(
             "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "

@@ -17,10 +17,10 @@ MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt
 
 
 def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], PackedLayout | None]:
-    """Separate the quantization settings from ``config.json``.
+    """Separate the quantization settings from ``config.json``; LucidError if they are not supported.
 
     Returns:
-        The configuration of the model alone, and the layout of its quantized weights; None: it is not quantized.
+        The configuration of the model alone, and the layout of its quantized weights, None without any.
     """
     if (directory / MODELOPT_FILE).is_file():  # config.json of such a checkpoint may not mention quantization
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
@@ -72,7 +72,10 @@ def find_parts(
     where: Path,
     type_of: Callable[[str], str],
 ) -> dict[str, PackedParts]:
-    """Return a checkpoint's quantized weights by name; ``type_of`` returns a tensor's type as safetensors spells it."""
+    """Return a checkpoint's quantized weights by name; LucidError if there are none, or they do not fit ``layout``.
+
+    ``names`` are those of all stored tensors; ``type_of`` returns a tensor's type as safetensors spells it.
+    """
     known, weights = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
     modules = dict.fromkeys(

@@ -1,7 +1,7 @@
 """Turn ``config.json`` of a model class of transformers into our configuration, by asking the class itself.
 
-A model of the class, without weights, runs once on the meta device. What each layer passes to attention and to the mask
-shows its heads, widths, scale, window, soft cap and sinks, so that no model family needs code of its own here.
+A model of the class, without weights, runs once on the meta device. What each layer passes to attention, its mask
+included, shows its heads, widths, scale, window, soft cap and sinks, so no model family needs code of its own here.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 def parse_class_config(
     raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
 ) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration that has only ``layers``; empty: all."""
+    """Turn ``config.json`` of a class of transformers into a configuration; LucidError if it is not supported.
+
+    The result has only ``layers``; empty: all. Keys in ``assume_unused`` are left out.
+    """
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, where)
@@ -303,7 +306,7 @@ class _MetaRun:
     layers: Any
     length: int  # the longest text, in tokens
     found: dict[int, AttentionShape] = field(default_factory=dict)  # by layer
-    # Each mask that was made, with its window. None: all tokens; 0: no window, an error if a layer attends by it.
+    # Each mask that was made, with its window. None: causal without one; 0: another mask, refused if a layer uses it.
     masks: list[tuple[Tensor, int | None]] = field(default_factory=list)
     experts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by layer, as AttentionShape.experts
 
@@ -360,10 +363,10 @@ class _MetaRun:
         return made
 
     def _sees_last(self, sees: Callable[..., Tensor]) -> int | None:
-        """Return how many tokens a token sees, itself and those just before it; None: all before it; 0: others."""
+        """Return how many tokens a token sees, up to and with itself; None: all of them; 0: other ones."""
         last, zero = min(self.length, LARGEST_WINDOW) - 1, torch.tensor(0)
         window = last + 1
-        for token in (last, max(last - 1, 0), last // 2, last // 3):  # in chunks, the last two see different numbers
+        for token in (last, max(last - 1, 0), last // 2, last // 3):  # with chunks, the last two see different numbers
             columns = torch.arange(token + 2)
             try:
                 seen = torch.as_tensor(sees(zero, zero, torch.tensor(token), columns), dtype=torch.bool)
@@ -404,7 +407,7 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
 
 
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
-    """Return the shapes with ``like`` set: the index of the first layer equal to each but for the values of weights."""
+    """Return the shapes with ``like`` set: the index of the first layer that differs only in the values of weights."""
     first: dict[str, int] = {}
     seen: dict[int, int] = {}  # by the id of a tensor that layers are given, its number in the order of first use
     found = []

@@ -1,7 +1,7 @@
 """Layers of the gated delta rule in classes of transformers, such as Qwen3-Next and Qwen3.5.
 
-transformers' functions for them cannot be traced with a state that is passed in, so our layer takes their place. Its
-projections are parts of those that transformers fuses. The trial before each export compares both layers.
+transformers' functions for them cannot be traced with a state that is passed in, so our layer replaces transformers'.
+Its projections are parts of those that transformers fuses. The trial before each export compares both layers.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from lucid_deploy.model.transformers_class.module import quiet
 
 
 def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save a model and its tokenizer; register a class of the user's own with transformers, for this process."""
+    """Save a model and its tokenizer, if any; register a class of the user's own with transformers in this process."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise LucidError(

@@ -78,7 +78,7 @@ class Running(Protocol):
         """Return what attention gets as its mask; ``sees`` is the function that says which token sees which."""
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
-        """Record that each token chooses ``choices`` of the ``experts`` of a module."""
+        """Take note that each token chooses ``choices`` of a module's ``experts``; a call that computes ignores it."""
 
     def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
         """Mix new tokens ``(B, N, C)`` by the gated delta rule."""
@@ -324,7 +324,7 @@ class ClassModel(CausalModel):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
-        """Convert parameters; buffers that checkpoints do not store, such as rotary frequencies, stay as they are."""
+        """Convert parameters and stored buffers; other buffers, such as rotary frequencies, keep type and device."""
         kept = {id(module): _tables(module) for module in self.modules()}
         super()._apply(fn, recurse)
         for module in self.modules():
@@ -384,7 +384,7 @@ class _Part:
         return part(call.rows(x) if self._path == "lm_head" and isinstance(call, ClassCall) else x)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copy looks up some before _model is set
+        if name.startswith("_"):  # copy looks up such names before _model is set
             raise AttributeError(name)
         return getattr(self._model.get_submodule(self._path), name)
 
@@ -397,7 +397,7 @@ def _renamed(name: str, moved: dict[str, str]) -> str:
 
 
 def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
-    """Return a class's embedding and head; refuse all but nn.Embedding and its subclasses, and nn.Linear itself."""
+    """Return a class's embedding, an nn.Embedding or subclass, and its head, exactly an nn.Linear; refuse others."""
     embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise LucidError("it has no embedding of tokens that is PyTorch's")
@@ -413,7 +413,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor | None]:
 
 @contextlib.contextmanager
 def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, replace integer buffers that checkpoints do not store by copies on ``device``."""
+    """Within the block, replace buffers that are neither stored in checkpoints nor floats by copies on ``device``."""
     moved = []
     for module in net.modules():
         for name, table in _tables(module).items():

@@ -21,7 +21,8 @@ _NAMES = ("AutoConfig", "AutoModelForCausalLM")
 def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     """Register the classes of a checkpoint with transformers, so that its Auto classes find them.
 
-    ``trusted``: whether the user lets the code run. LucidError if it must run and is not trusted, or the reverse.
+    ``trusted``: whether the user lets the code run. LucidError if code must run that is not trusted or cannot be
+    loaded, or if ``trusted`` is set and there is no code to run.
     """
     where, kind, named = directory / "config.json", raw.get("model_type"), raw.get("auto_map")
     named = named if isinstance(named, dict) else {}

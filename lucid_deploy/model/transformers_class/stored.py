@@ -52,7 +52,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     whole = deepcopy(net)  # conversions ask for sizes of its parameters; net's layers may be replaced meanwhile
-    groups: dict[str, list[tuple[str, str]]] = {}  # by the first parameter made of them: stored names, patterns
+    groups: dict[str, list[tuple[str, str]]] = {}  # (stored name, pattern), by the first parameter made of them
     for name in sorted(stored, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters)
         if pattern is not None:

@@ -1,8 +1,8 @@
 """Prove at each export that a class of transformers computes the same with our attention as with its own.
 
 A model with at most four of its layers, one of each kind, and random weights runs in float64: with transformers' eager
-attention in one pass, and with ours in two chunks and three single tokens, one row padded. LUCID layers, which eager
-attention does not have, are compared with the dense formulas in one pass.
+attention in one pass, and with ours in two chunks and three single tokens, one row padded. In both, LUCID layers are
+replaced by standard ones; LUCID itself, fed in the same pieces, is compared with its dense formulas in one pass.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prove(config: LucidConfig, where: str) -> str:
 
 
 def _small(config: LucidConfig) -> LucidConfig:
-    """Return the configuration with one layer of each kind, at most ``LAYERS``, and with small sizes."""
+    """Return the configuration with one layer of each kind, at most ``LAYERS``, and small sizes if they are valid."""
     keys = config.class_config
     smaller: dict[str, Any] = {
         key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)
@@ -177,7 +177,7 @@ def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
 def _compare(
     wanted: list[Tensor], found: list[Tensor], mask: Tensor, config: LucidConfig, where: str, name: str
 ) -> float:
-    """Return the relative error of the logits; refuse a model if it, or a layer's, is above ``TOLERANCE``."""
+    """Return the relative error of the logits; refuse a model if that, or a layer's error, is above ``TOLERANCE``."""
     valid = mask.bool()
     errors = [
         float((ours[valid] - theirs[valid]).norm() / theirs[valid].norm().clamp_min(1e-300))

@@ -62,7 +62,7 @@ def package_tensorrt(
         artifact: The opened artifact.
         output: The folder to make.
         options: See :class:`TensorRtOptions`.
-        announce: Called with one line before a plugin library is built, if there is none.
+        announce: Called with one line before a plugin library is built because there is none.
         progress: Called with (kernels done, kernels in all, name of the last) while that library is built.
 
     Returns:

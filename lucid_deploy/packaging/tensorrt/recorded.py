@@ -1,7 +1,7 @@
 """Recorded inputs, and golden outputs that the PyTorch model computes from them in float64.
 
 The tokens are drawn from a few and repeat, so that keys resemble each other; the last row begins with padding. There
-are three cases: prefill without a past, prefill after it, and decode with their cache. Each is a single call, because
+are three cases: prefill without a past, prefill after those tokens, decode after both. Each is a single call, because
 ``polygraphy debug reduce`` replaces what it cuts off with tensors of the first call. Every cache is rounded to the
 graph's type before the next call, so that the golden outputs belong to the inputs as recorded.
 """

@@ -19,6 +19,6 @@ _CPU = replace(
     cache_dtypes=("float16", "int8", "fp8"),
     rounds_activations=True,
 )
-# These providers build engines of whole graphs, as `lucid-deploy build` does, which takes no rings.
+# These providers build an engine of a whole graph, as `lucid-deploy build` does; neither supports rings.
 _WHOLE = replace(_GPU, graphs=("functions",), cache_sorts=("rows", "state"), reads_layers=False)
 CAPABILITIES = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}

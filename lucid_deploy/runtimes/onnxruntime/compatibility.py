@@ -51,7 +51,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
-    """Return the library of kernels to register with a session; None where the graph's functions are to run.
+    """Return the library of kernels to register with a session; None: the graph runs without one.
 
     onnxruntime prefers a registered operator to the model's function of the same name, so both may be there.
     """

@@ -25,7 +25,7 @@ _KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float
 def ort_value(array: Array, dtype: str | None = None) -> Any:
     """Return a tensor on the CPU that holds on to an array, or a contiguous copy of it, and shares its memory.
 
-    An array from its ``numpy()`` shares it too and must not outlive the tensor. For ``float8_e4m3fn``, pass codes.
+    An array from the tensor's ``numpy()`` shares it too, and must not outlive the tensor. Pass FP8 as uint8 codes.
     """
     ort = import_onnxruntime()
     array = np.ascontiguousarray(array)

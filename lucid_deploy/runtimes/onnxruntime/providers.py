@@ -39,7 +39,7 @@ class ProviderPlan:
     """How a provider runs one stage."""
 
     graph: Path  # the file to load
-    options: dict[str, str]  # the provider's
+    options: dict[str, str]  # the provider's options, by name
     limits: Limits | None = None  # the largest sizes its optimization profile takes; None: any
 
 
@@ -48,7 +48,7 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
 
     The TensorRT providers get the default profile of ``lucid-deploy build``, so that no new shape makes them build
     again, and keep what they built or compiled in the artifact's folder. For ``tensorrt``, a graph with operators of
-    our plugin library is copied, and the operators are renamed in the copy as onnxruntime expects. The plugins are
+    our plugin library is copied, and the operators get the domain that onnxruntime expects. The plugins are
     registered with TensorRT here, because onnxruntime only opens the library, and only logs a failure.
     """
     graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
@@ -190,7 +190,7 @@ def check_available(ort: Any, name: str) -> None:
 
 
 def _rtx_device(ort: Any, index: int) -> Any:
-    """Register the provider's library with onnxruntime, and return the GPU."""
+    """Register the provider's library with onnxruntime unless it is; return the GPU ``index`` of those it can use."""
     module = importlib.import_module(_RTX_MODULE)
     name = module.get_ep_name()
     if not any(device.ep_name == name for device in ort.get_ep_devices()):  # a second registration is an error

@@ -51,7 +51,7 @@ _SHARED = "shared step"  # the stage that runs a piece of a prompt and a decode 
 class OrtSession(ArtifactSession[Any]):
     """Run an artifact's graphs; the cache stays in onnxruntime's own tensors.
 
-    On the CPU graphs share one mapping of the weights, except 4-bit ones; other providers load the file themselves.
+    On the CPU, graphs share one mapping of the weights, except 4-bit ones; other providers load the file themselves.
 
     Attributes:
         reads_stored_cache: Whether decoding reads the cache as it is stored; if not, every step converts all of it to
@@ -100,8 +100,8 @@ class OrtSession(ArtifactSession[Any]):
     @property
     def _sums_for_each_token(self) -> bool:
         """Whether a token's sums have one order, however many tokens run in the same call."""
-        # Those of the library's kernels have. Exceptions are rings, which begin at any token, states, which are
-        # computed in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
+        # Sums in the library's kernels have one order. Exceptions are rings, which begin at any token, states, computed
+        # in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
         return self._sums_alike and whole and self.dtype == "float32"
 
@@ -139,7 +139,7 @@ class OrtSession(ArtifactSession[Any]):
         return session
 
     def load_cut(self, stage: str, cut: bool) -> ort.InferenceSession:
-        """Load a graph with an output for what each layer computes and, with ``cut``, an input for what it reads."""
+        """Load a graph with outputs for what layers compute, and with ``cut`` inputs for layers and final norm."""
         import onnx
 
         from lucid_deploy.runtimes.passes.cut_layers import cut_layers
@@ -315,7 +315,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy()  # not copied: that took an eighth of a step of 16 rows
-        bound.bind_output("logits")  # else each binding would keep its logits: a server has one for each size of a step
+        bound.bind_output("logits")  # else bindings keep their logits, and a server has one for each size of a step
         binding.copy_back()
         return logits
 
@@ -327,7 +327,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         for name in self._output_names:
             bound.bind_output(name)
         graph.run_with_iobinding(bound)
-        outputs = [value.numpy() for value in bound.get_outputs()]  # those of the rows are bound first
+        outputs = [value.numpy() for value in bound.get_outputs()]  # the rows' outputs were bound first
         logits, (last, *present) = outputs[0], outputs[-len(self._output_names) :]
         for name in (f"{ROWS}logits", *self._output_names):  # as above
             bound.bind_output(name)

@@ -129,7 +129,7 @@ class CompiledGraph:
 
 
 def _reason(message: str) -> str:
-    """Return an error message in one line, without the lines that name OpenVINO's source files."""
+    """Join the lines of an error message, except those about OpenVINO's source; if no others, return it unchanged."""
     lines = [line.strip(" -\t") for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
     return "; ".join(telling) or message

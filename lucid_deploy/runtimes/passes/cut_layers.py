@@ -26,7 +26,7 @@ def cut_layers(model: onnx.ModelProto, layers: int, cut: bool) -> None:
     Requires: the norm before each layer reads a weight of the checkpoint's name, directly or through casts, and has
     the residual stream as its other input, directly or through a cast; a layer's residual stream is one tensor of the
     main graph. ``values.i`` is V of the i-th operator with the preconditioner, from 0; standard attention has none.
-    Modifies the graph in place; types and weights stay.
+    Modifies the graph in place; types and weights stay. Raises CheckFailed if it does not find one of the norms.
     """
     graph = model.graph
     streams = _residual_streams(graph, layers)

@@ -127,7 +127,7 @@ class _Joining:
         return self._pairs[name].output[0] if name in self._pairs else None
 
     def _key(self, node: onnx.NodeProto, names: list[str | None]) -> tuple[Any, ...] | None:
-        """Return a key that is equal for nodes that may form a pair (a product's has no X); None: it is not joined."""
+        """Return a key, equal for nodes that may form a pair; None: no pair. Of a product or norm it leaves out X."""
         operator = node.domain, node.op_type
         attributes = sorted(each.SerializeToString() for each in node.attribute)
         if operator in _WITH_WEIGHTS and self._common.issuperset(node.input[1:]):

@@ -46,8 +46,8 @@ class CallbackFailure:
 def without_collection() -> Iterator[None]:
     """Disable Python's garbage collection.
 
-    TensorRT calls a logger while it holds a lock. If Python collected garbage there and found an unused builder, its
-    destructor would wait for the same lock for ever.
+    TensorRT calls a logger while it holds a lock. If Python collected garbage there and found an unused builder, the
+    builder's destructor would wait for the same lock for ever.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -59,7 +59,7 @@ class DeviceTensor:
     """A layer's cached tensor on the device: rows such as K or Y, ``(batch, heads, tokens, width)``, or a state."""
 
     block: DeviceBlock
-    pitch: int  # rows from one head's first row to the next head's: as many as it holds, or a buffer's length
+    pitch: int  # rows from one head's first row to the next head's: the tokens held, or a buffer's length
 
     @property
     def address(self) -> int:

@@ -79,7 +79,7 @@ class Engines:
     manifest: EngineManifest
     make_context: Callable[[str], Any]  # takes a stage; contexts of one engine share its weights
     tensors: dict[str, frozenset[str]]  # names of each stage's inputs and outputs; TensorRT drops unread inputs
-    errors: list[str] = field(default_factory=list)  # what TensorRT has reported since the engines were loaded
+    errors: list[str] = field(default_factory=list)  # TensorRT's, loading included; emptied when one is raised
     save: Callable[[], None] = lambda: None  # saves what was compiled while the engines ran, for the next start
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger("lucid_deploy.jit_cache")
 
 
 class JitCache:
-    """The compiled kernels of one engine, shared by all its contexts. Destroy the contexts before it."""
+    """The compiled kernels of one engine, shared by all its contexts. Destroy the contexts before the cache."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

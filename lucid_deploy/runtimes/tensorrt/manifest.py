@@ -49,7 +49,7 @@ class EngineManifest:
     backend: str  # tensorrt-rtx or tensorrt
     backend_version: str  # engines of another version are not read
     toolkit_version: str  # version of lucid-deploy that built them
-    capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; (): all it supports
+    capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; (): all of the backend's
     limits: Limits  # the largest sizes they accept
     weightless: bool  # whether they take their weights from the artifact when they are loaded
     sources: dict[str, str]  # sha256 of the graphs, weights and adapters they were built from, by file
@@ -90,7 +90,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
-    """Read the engines' manifest; raise LucidError if they don't fit TensorRT or artifact, CheckFailed if damaged."""
+    """Read the engines' manifest; LucidError if none fit TensorRT and artifact, CheckFailed if files are damaged."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)

@@ -84,7 +84,7 @@ def find_or_build(
     announce: Callable[[str], None],
     progress: Callable[[int, int, str], None],
 ) -> Path:
-    """Return the library for an artifact's engines; if there is none, build one with just the kernels they need."""
+    """Return the library for an artifact's engines; if there is none, build one for their type and head widths."""
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, PTX_ARCHITECTURE, variants
     from lucid_deploy.plugins.shared.plan import padded_width
 

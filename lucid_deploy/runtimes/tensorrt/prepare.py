@@ -39,7 +39,7 @@ LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
 def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
-    """Check that GPUs have an artifact's float types and kernels, and that TensorRT can round inputs as its graphs."""
+    """Check that GPUs have an artifact's float types and kernels, and that TensorRT can round inputs as graphs do."""
     capabilities, plugged = tuple(capabilities), artifact.manifest.uses(PLUGIN_OPERATORS)
     if _TURING in capabilities and (plugged or artifact.manifest.dtype == "bfloat16"):
         lacking = "the plugin library has no kernels for it" if plugged else "it has no bfloat16"
@@ -115,7 +115,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         fix_axis(model, "max_context", max_context)
     nodes = Counter(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
     _check_operators(artifact, stage, nodes)
-    if for_onnxruntime:
+    if for_onnxruntime:  # its TensorRT provider finds plugins in a domain of its own
         plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)

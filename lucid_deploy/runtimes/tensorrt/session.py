@@ -68,7 +68,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return [decode_layer(layer, layout) for layout, layer in zip(self.layout, stored, strict=True)]
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
-        # Decoding writes into the buffers, so they are copied.
+        # Decoding writes into a static cache's buffers, so they are copied.
         if not self._static:
             return super().fork(cache)
         self._device.activate()

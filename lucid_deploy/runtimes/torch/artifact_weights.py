@@ -39,7 +39,7 @@ def load_artifact_model(
     dtype: str | None = None,
     config: LucidConfig | None = None,
 ) -> CausalModel:
-    """Build the PyTorch model with an artifact's weights, dequantized; ``dtype`` and ``config`` default to its own.
+    """Build the PyTorch model with an artifact's weights, dequantized; ``dtype``, ``config``: None for the artifact's.
 
     If the graphs round inputs to E4M3, the model does too, except in float64, which serves as the exact reference.
     """
@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Load an artifact's adapters into its model; return what selects one for each row, None if it takes none."""
+    """Load an artifact's adapters into its model; return what selects one for each row; None: it takes no adapters."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None
@@ -112,7 +112,7 @@ def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
 
 
 def dequantized(record: Quantization, weight: str, parts: Mapping[str, Sequence[Any]]) -> np.ndarray[Any, Any]:
-    """Return a weight, float64 in the checkpoint's shape; ``parts``: by name, what :func:`stored_parts` yields."""
+    """Return a weight, float64 in the checkpoint's shape; ``parts``: what :func:`stored_parts` yields, by name."""
     pieces = (record.tensors[name].as_stored(dequantize(record, name, *parts[name])) for name in record.pieces(weight))
     return np.concatenate(list(pieces))
 

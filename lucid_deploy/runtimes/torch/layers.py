@@ -82,7 +82,7 @@ class _Seen:
 def _watched(
     model: CausalModel, layers: tuple[LayerDescription, ...], residuals: list[torch.Tensor] | None
 ) -> Iterator[_Seen]:
-    """Record what layers compute inside the context; ``residuals``, if given, replace the layers' inputs."""
+    """Record what layers compute inside the context; ``residuals``, if given, are what layers and final norm read."""
     seen, undo = _Seen([], [None] * len(layers)), contextlib.ExitStack()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
 
 def user_ort_library() -> Path:
-    """Return where ``lucid-deploy plugin build`` writes the library; each version of the sources has its own file."""
+    """Return where ``plugin build`` writes the library by default; each version of the sources has its own file."""
     return cache_folder() / f"{Path(LIBRARY_NAME).stem}-{source_hash()[:12]}.so"
 
 
@@ -52,7 +52,7 @@ def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
         The library's path, and whether it was compiled now.
 
     Raises:
-        LucidError: There is no compiler, it is Clang or fails, or the folder cannot be written.
+        LucidError: There is no compiler, it is Clang or fails, or the folder is unknown or cannot be written.
     """
     output = user_ort_library() if output is None else output
     if _is_current(output):
@@ -148,7 +148,7 @@ def _record_path(library: Path) -> Path:
 
 
 def _record_of(library: Path) -> dict[str, Any] | None:
-    """Return the record beside a library; None if there is none, or it describes another library."""
+    """Return the record beside a library; None if it is missing or malformed, or describes another library."""
     try:
         record, actual = json.loads(_record_path(library).read_text()), file_hash(library)
     except (OSError, ValueError):

@@ -129,7 +129,7 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
-// Defaults of an operator: reads no attributes (kSolves: epsilon, diagonal; kScales: scale), outputs T, packs nothing.
+// Defaults for operators: no attributes (kSolves adds epsilon and diagonal, kScales scale), outputs of T, no packing.
 template <class T>
 struct OperatorBase {
     static constexpr bool kSolves = false, kScales = false;

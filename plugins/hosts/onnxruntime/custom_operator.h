@@ -12,7 +12,7 @@ struct Instance {
     Attributes attributes;
 };
 
-// The callbacks of one operator for one type.
+// The callbacks of one operator for one combination of types.
 template <class Operator>
 struct CustomOperator : OrtCustomOp {
     CustomOperator() : OrtCustomOp{} {

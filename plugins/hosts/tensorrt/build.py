@@ -34,14 +34,11 @@ FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall"
 
 
 def build_plugin(output: Path, kernels: Sequence[CompiledKernel]) -> Path:
-    """Build the plugin library.
+    """Build the plugin library, and return ``output``.
 
     Args:
         output: The library to write, atomically.
         kernels: The compiled kernels to embed, from :func:`lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
-
-    Returns:
-        ``output``.
 
     Raises:
         LucidError: There are no kernels, no compiler or no headers, or the compiler fails.

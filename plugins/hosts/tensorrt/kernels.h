@@ -23,7 +23,7 @@ struct Kernel
     int32_t sharedBytes;
     int32_t numWarps;
     int32_t blockM; //!< 0 if the kernel has none
-    int32_t blockN;
+    int32_t blockN; //!< the same
     bool int8; //!< whether the solve splits E into bfloat16 and int8
     size_t offset; //!< offset of the module in the embedded data
 };
@@ -34,7 +34,7 @@ struct Device
     unsigned long long contextId;
     int32_t arch;
 
-    //! The calling thread's current context. Throws std::runtime_error when there is none.
+    //! The calling thread's current context. Throws std::runtime_error when there is none or the driver fails.
     static Device current();
 };
 

@@ -79,10 +79,10 @@ protected:
     //! Whether the first input may have this type; by default float32, float16 and bfloat16.
     virtual bool takes(nvinfer1::DataType type) const;
 
-    //! The type of a tensor (inputs first) of a node whose first input has `type`: the same, except for the boolean mask.
+    //! Type of a tensor (inputs first) of a node whose first input has `type`: by default `type`, bool for the mask.
     virtual nvinfer1::DataType typeOf(int32_t position, nvinfer1::DataType type) const;
 
-    //! Throws std::invalid_argument unless the last input, the mask, has one column for each token.
+    //! Throws std::invalid_argument unless the last input, the mask, is (batch, past and new tokens).
     virtual void checkMask(nvinfer1::Dims const& mask, Sizes const& sizes) const;
 
     //! The node's attributes that an engine stores.

@@ -6,7 +6,7 @@
 namespace lucid
 {
 
-constexpr int64_t kCompiledUnit = 4; // head widths are multiples of this; the library holds no other kernels
+constexpr int64_t kCompiledUnit = 4; // head widths are multiples of this; the library has no kernels for others
 
 enum class Type
 {
@@ -39,7 +39,7 @@ int64_t ceilDiv(int64_t a, int64_t b);
 //! The head width that kernels compute with.
 int64_t paddedWidth(int64_t width);
 
-//! Elements of the widest aligned load: the divisor of the width that kernels are compiled with.
+//! Elements of the widest aligned load, a divisor of the width; decode attention also has kernels for whole widths.
 int64_t widthUnit(Sizes const& sizes);
 
 //! The scale that makes a product a base-2 exponent, for E and softmax, and the shift to subtract for E.

@@ -24,8 +24,8 @@ def register_plugins(library: Path, trt: Any) -> None:
         trt: The module ``tensorrt_rtx`` or ``tensorrt``.
 
     Raises:
-        LucidError: The library is missing, has another ABI or registers no plugins, or TensorRT-RTX's library cannot be
-            linked under the name that its parser opens.
+        LucidError: The library is missing, damaged, has another ABI or does not register all our plugins, or
+            TensorRT-RTX's library cannot be linked under the name that its parser opens.
     """
     check_plugin(library)
     if trt.__name__.startswith("tensorrt_rtx"):

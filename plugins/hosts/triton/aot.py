@@ -146,7 +146,7 @@ def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     They and their tools write only into a temporary folder, which is removed at the end.
 
     Raises:
-        OSError: The folder or the processes cannot be created.
+        OSError: The folder or the pool cannot be created.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,

@@ -14,7 +14,7 @@ from lucid_deploy.plugins.table import FLOATS
 if TYPE_CHECKING:
     from torch import Tensor
 
-INTERPRETER_ARCH = 80  # Triton's interpreter uses the constants tuned for this GPU; for E4M3, FLOAT8_ARCH's
+INTERPRETER_ARCH = 80  # compute capability whose tuned constants Triton's interpreter uses; for E4M3, FLOAT8_ARCH
 _SCALES = ("K_scale", "Y_scale")
 
 
@@ -37,11 +37,12 @@ def precondition(
 
     Args:
         out: Contiguous tensor to write Y into; None: a new one.
-        workspace: Scratch memory (uint8) of at least the plan's size; None: new memory.
+        workspace: Scratch memory (uint8) of at least the plan's ``workspace_bytes``; None: new memory.
         tuned: Constants to use instead of those in ``tuned.json``.
 
     Raises:
         ValueError: The kernel does not support the shapes, types or device, or ``out`` or ``workspace`` is unsuitable.
+        LucidError: Triton is not installed.
     """
     import torch
 
@@ -81,11 +82,11 @@ def decode_attention(
         scales: For a cache in ``float8_e4m3fn``: factors of the rows of K and of Y, float32 ``(B, H, P, 1)`` each.
             None: the cache has the type of ``q``.
         out: Contiguous tensors to write O and Y_new into; None: new ones.
-        workspace: As in :func:`precondition`.
-        tuned: Constants to use instead of those in ``tuned.json``.
+        workspace, tuned: As in :func:`precondition`.
 
     Raises:
         ValueError: The kernels do not support the shapes, types or device, or ``out`` or ``workspace`` is unsuitable.
+        LucidError: Triton is not installed.
     """
     import torch
 
@@ -130,11 +131,11 @@ def delta_rule(
 
     Args:
         out: Contiguous tensors to write the outputs and the new state into; None: new ones.
-        workspace: As in :func:`precondition`.
-        tuned: Constants to use instead of those in ``tuned.json``.
+        workspace, tuned: As in :func:`precondition`.
 
     Raises:
         ValueError: The kernels do not support the sizes, types or device, or ``out`` or ``workspace`` is unsuitable.
+        LucidError: Triton is not installed.
     """
     import torch
 

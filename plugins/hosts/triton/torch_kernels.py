@@ -1,6 +1,7 @@
 """Importing this module registers Triton kernels for CUDA tensors: the solve, decode attention and the delta rule.
 
-Calls that the kernels do not support, see :func:`unsupported_reason`, run the PyTorch implementations, also on the GPU.
+On the GPU too, PyTorch computes ``reference`` and calls that the kernels do not support: :func:`unsupported_reason`,
+more than MOST_NEW new tokens in decode attention, or a log_decay or state that is not float32.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def half_attention(model: ir.Model) -> bool:
     The graphs ask for float32 because of the softmax. TensorRT's fused attention computes it in float32 whatever
     the type of its tensors, and TensorRT-RTX 1.7 fails on the form with casts (an internal error in its fusion).
     Requires: nothing; attention without such casts is left alone.
-    Result: no ``Attention`` lies between casts from and to one half type.
+    Result: no ``Attention`` that only one node reads lies between casts from and to one half type.
 
     Returns:
         Whether there was such a node.
@@ -121,8 +121,8 @@ def explicit_attention(model: ir.Model) -> bool:
     TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the parsing program
     marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
     attention's type, for the layer that is being computed.
-    Requires: such nodes have four inputs of four axes, one output, heads of known number and width, no attribute other
-    than 0 (else ``ValueError``), and a bool mask of one head. A row that the mask lets see no token gives NaN.
+    Requires: such nodes have four inputs of four axes, one output, a known type, number and width of heads, no
+    attribute other than 0 (else ``ValueError``), and a bool mask of one head. A row that may see no token gives NaN.
     Result: no such node is left.
 
     Returns:

@@ -14,9 +14,9 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
     """Give a dynamic axis of the graph's inputs and outputs a fixed size.
 
     TensorRT writes into a cache in place only if the buffer's length is known when the engine is built.
-    Requires: nothing. Sums that contain the axis are not touched.
-    Result: no input or output has the axis. The shapes of values in between are removed, since they may name the axis;
-    readers of the graph infer them again.
+    Requires: nothing. Expressions that contain the axis, such as ``axis + 1``, are not touched.
+    Result: no input or output has the axis itself. The shapes of values in between are removed, since they may name the
+    axis; readers of the graph infer them again.
 
     Returns:
         Whether an input or output had it.

@@ -49,7 +49,7 @@ def name_plugins(model: ir.Model) -> int:
 
 
 def plugin_domain(model: ir.Model) -> bool:
-    """Move the plugins' nodes into the domain ``trt.plugins``, as onnxruntime's TensorRT provider names them.
+    """Apply :func:`name_plugins`, and move the plugins' nodes to ``trt.plugins``, onnxruntime's domain for them.
 
     onnxruntime knows such nodes as custom operators of its TensorRT provider, without type or shape inference, and
     hands them to the parser as they are. The parser looks for a plugin of the namespace in ``plugin_namespace``;
