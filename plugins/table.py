@@ -338,7 +338,7 @@ QUANTIZED_MATMUL_ZERO_POINTS = Operator(
 QUANTIZED_MATMUL_OFFSETS = Operator(
     name="QuantizedMatMulOffsets",
     text="QuantizedMatMul by a weight with an offset per block, which takes part in the product in X's own type.",
-    inputs=(*_BLOCKS, Tensor("offsets", "[blocks, columns]", "one per block, added to scales · W")),
+    inputs=(*_BLOCKS, Tensor("offsets", "[blocks, columns]", "one per block, added to scales · (W − half the range)")),
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )

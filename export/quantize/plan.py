@@ -50,8 +50,8 @@ def plan_quantization(
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
     method = options.chosen_method
     head, head_bits, frequent = EMBEDDING if tied else HEAD, options.head_bits, options.frequent_rows
-    if frequent and EMBEDDING not in chosen:
-        raise LucidError("frequent_rows divides a quantized embedding, and this export leaves the embedding in float.")
+    if frequent and (EMBEDDING not in chosen or frequent >= shapes[EMBEDDING][0]):
+        raise LucidError("frequent_rows divides a quantized embedding: it must be quantized, and have more rows.")
     if options.takes_best and head in chosen and not head_bits and not frequent:
         frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
         head_bits = None if frequent else BEST_HEAD_BITS

@@ -83,7 +83,7 @@ def _kind(options: SimpleNamespace) -> str:
     "--length",
     type=NumberList("512,4k"),
     metavar="N,N,...",
-    help="Tokens of a prompt with needles.  [default: 1/8, 1/4, 1/2, all of 4096]",
+    help="Tokens of a prompt with needles.  [default: 1/8, 1/4, 1/2, all of the context, of at most 4096]",
 )
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=NumberRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")

@@ -83,7 +83,7 @@ _QUANTIZATION = (
     ["auto", "matmulnbits", "qdq"],
     help="onnxruntime's operators, or DequantizeLinear for TensorRT, which auto takes for fp8 and nvfp4.",
 )
-@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 16 to 256; default: 32.")
+@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 16, 32, …, 256; default: 32.")
 @click.option(
     "--keep-float",
     multiple=True,

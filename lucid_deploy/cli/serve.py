@@ -49,8 +49,10 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @runtime_options(*RUNTIME_FIELDS)
 @_count("--rows", high=1024, default=8, help="Generations that run together.")
 @_count("--max-queue", low=0, high=100_000, default=64, help="Further generations that may wait.")
-@_count("--prefill-budget", default=32, help="Prompt tokens between two tokens of the others; from 6 rows on, more.")
-@_count("--prefix-cache-tokens", "prefix_tokens", low=0, help="Tokens kept for reuse; default: what 1 GiB holds.")
+@_count("--prefill-budget", default=32, help="Prompt tokens between two tokens of others, or 6 per row if more.")
+@_count(
+    "--prefix-cache-tokens", "prefix_tokens", low=0, help="Tokens kept for reuse; default: 65536 or what 1 GiB holds."
+)
 @speculation_options
 @_count("--max-prompt-tokens", help="Longest prompt; the model's context if not given.")
 @_count("--max-new-tokens", help="Longest answer; the model's context if not given.")

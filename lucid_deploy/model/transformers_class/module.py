@@ -348,7 +348,8 @@ class ClassCall:
         own = v.shape[3]  # E ≤ D; the cache holds keys and values of one width, D
         v = F.pad(v, (0, width - own))
         if (scale, softcap) != (shape.scale, shape.softcap):
-            raise LucidError(f"layer {place} gave attention the scale {shape.scale} and now gives {scale}")
+            before = f"the scale {shape.scale} and the soft cap {shape.softcap}"
+            raise LucidError(f"layer {place} gave attention {before}, and now gives {scale} and {softcap}")
         if scale != width**-0.5:  # our operators divide by the root of the width
             q = q * (scale * math.sqrt(width))
         mixer: Any = self._model.mixers()[place]

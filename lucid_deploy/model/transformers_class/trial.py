@@ -187,11 +187,10 @@ def _compare(
     if not bad:
         return errors[-1]
     place = bad[0]
-    what, kind = "the logits", ""
+    what = "the logits"
     if place < config.num_hidden_layers:
-        kind = config.kinds[place]
-        what = f"layer {config.class_layers[place]} ({kind})"
-    other = "the dense formulas" if kind == LUCID else "transformers"
+        what = f"layer {config.class_layers[place]} ({config.kinds[place]})"
+    other = "the dense formulas" if LUCID in config.kinds else "transformers"
     raise LucidError(
         f"{where}: {name} is not supported: with our attention, {what} differs by {errors[place]:.2g} from {other} in "
         f"float64; {TOLERANCE:g} is allowed."
