@@ -1,1 +1,1 @@
-"""Graph passes: functions that change an ``onnx_ir`` model. Each docstring says what it requires and what results."""
+"""Graph passes: functions that change an ``onnx_ir`` model or make another. Each says what it requires."""

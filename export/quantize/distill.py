@@ -116,7 +116,7 @@ def _joined(parts: list[Rounded]) -> Rounded:
 def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRows, progress: Progress) -> None:
     """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # parts of a text may differ
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # mixes the file's subjects
     parameters = [each for weight in weights for each in weight.parameters() if each.requires_grad]
     adam = torch.optim.Adam(parameters, RATE, MOMENTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))

@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Read a graph without its external data; ``CheckFailed`` if any is outside the two files or its size is wrong."""
+    """Read a graph without its external data; ``CheckFailed`` if any is not whole in the weight or the adapter file."""
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -27,8 +27,8 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# Most prompt tokens of a step for each request, unless a chunk is more. Our benchmark's prompts are 3 times as long as
-# its answers (200 and 64 tokens); with twice that, half of the steps run no prompt, and take no longer than rows alone.
+# A step runs at most so many prompt tokens times the requests, or a chunk if that is more. Our benchmark has 3 prompt
+# tokens for each token of its answers (200 and 64); with 6, half of the steps run no prompt and are short.
 PROMPT_TOKENS_PER_ROW = 6
 ALONE_CHUNK = 128  # fewest tokens of a chunk while no row decodes, unless it matters where prompts are cut
 

@@ -24,7 +24,7 @@ OUTPUTS = {
 }
 FILES = ("--json", "--report")  # for these and FOLDERS we check at the start that they can be written
 FOLDERS = ("--output-path",)
-RECORD = ".run.json"  # beside the answers of a batch
+RECORD = ".run.json"  # added to the name of a batch's answers
 
 
 def check_outputs(given: Mapping[str, Any]) -> None:

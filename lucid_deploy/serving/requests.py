@@ -121,7 +121,7 @@ class RequestReader:
         top_logprobs: int | None,
         tools: ToolUse | None = None,
     ) -> Job:
-        """Return the job for the prompts ``items``, which the field ``name`` of the body holds."""
+        """Return the job for the prompts ``items``, which come from the body's field called ``name``."""
         limits = self._limits
         n = _within("n", body.n, limits.choices) or 1
         rows = len(items) * n

@@ -1,4 +1,4 @@
-"""Reference implementation of inverting triangular matrices by merging, in any float type."""
+"""Reference: invert unit lower-triangular matrices by merging inverses of diagonal blocks, in any float type."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ void expert_task(void* data, size_t index) {
     const ExpertRows& own = a.chosen[index / job.parts];
     size_t first = index % job.parts * job.width, end = std::min(first + job.width, a.columns);
     size_t groups = (own.rows + kMostRowsTransposed - 1) / kMostRowsTransposed;
-    // One group of rows of x goes through a task's part of the matrix; several take turns on what a cache holds of it.
+    // A single group of rows of x runs through a task's whole part of the matrix; several take turns on small pieces.
     size_t step = groups == 1 ? job.width : std::max<size_t>(24, (size_t{1} << 15) / std::max<size_t>(a.depth, 1));
     for (size_t c = first; c < end; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {

@@ -1,6 +1,6 @@
 """Prove at each export that a class of transformers computes the same with our attention as with its own.
 
-A model with at most four of its layers, one of each kind, and random weights runs in float64: with transformers' eager
+A model with at most four of its layers, unlike each other, and random weights runs in float64: with transformers' eager
 attention in one pass, and with ours in two chunks and three single tokens, one row padded. In both, LUCID layers are
 replaced by standard ones; LUCID itself, fed in the same pieces, is compared with its dense formulas in one pass.
 """
@@ -66,7 +66,7 @@ def prove(config: LucidConfig, where: str) -> str:
 
 
 def _small(config: LucidConfig) -> LucidConfig:
-    """Return the configuration with one layer of each kind, at most ``LAYERS``, and small sizes if they are valid."""
+    """Return the configuration with at most ``LAYERS`` unlike layers, one LUCID if any is; small sizes if valid."""
     keys = config.class_config
     smaller: dict[str, Any] = {
         key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)

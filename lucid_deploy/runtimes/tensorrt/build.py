@@ -1,6 +1,6 @@
 """Build the TensorRT engines of an artifact: check everything, then parse, build, and write the folder atomically.
 
-Polygraphy's builders are no help: they neither read external weights of a graph in memory nor report progress.
+Polygraphy's builders are no help: they cannot read the external weights of a graph that is in memory.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ class StateCopy:
 class DecodeStep:
     """Runs the decode engine on buffers that stay where they are; then copies new states to where the next step reads.
 
-    The engine counts each sequence's new column as a token. For cached K and Y the next step's mask corrects that.
-    Nothing would correct a state, so the states of waiting sequences are not copied. A recorded CUDA graph copies those
-    of all sequences, so a model with states does not use it in a step in which a sequence waits.
+    The new column of a sequence that waits is padding, but the engine counts it as a token. For cached K and Y the next
+    step's mask corrects that. Nothing would correct a state, so that of a waiting sequence is not copied. A recorded
+    CUDA graph copies the states of all sequences, so it is not used while one waits.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
