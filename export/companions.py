@@ -94,7 +94,7 @@ def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
 
 
 def copy_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write the files of a checkpoint's tokenizer as an artifact has them."""
+    """Copy a checkpoint's tokenizer files, and then do what :func:`write_tokenizer` does."""
     for name in tokenizer_files(checkpoint):
         if name not in OTHER_FILES:
             (target / name).parent.mkdir(exist_ok=True)

@@ -146,7 +146,8 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
     if form == "qdq" and zeros:
         raise LucidError(f"{where} has zero points, which TensorRT does not take. Use --quantize-format matmulnbits.")
     if form == "qdq" and weight.bits == 8 and not (weight.scales > 0).all():
-        raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take.")
+        remedy = "Use --quantize-format matmulnbits."
+        raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take. {remedy}")
     fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
     block = fits[-1] if fits else None
     if block is None and weight.group == width and form == "matmulnbits":

@@ -72,7 +72,7 @@ def command(
             try:
                 render = stack.enter_context(ChatRenderer(opened.directory))
             except LucidError as error:
-                raise LucidError(f"{error} With --completion the model continues a text.") from error
+                raise LucidError(f"{error} Use --completion to let the model continue a text instead.") from error
             turns = ChatTurns(lambda messages: tokenizer.encode(render(messages), add_special_tokens=False))
         turns.begin(system)
         with progress("Loading the model"):
