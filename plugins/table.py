@@ -7,7 +7,7 @@ module of ours, so that it is cheap to import.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DOMAIN = "ai.lucid"  # domain of the ONNX operators and namespace of the TensorRT plugins
 VERSION = 1  # version of both
@@ -272,19 +272,18 @@ DECODE_ATTENTION_GROWING = Operator(
     types=("float32", "float16"),
     attributes=(EPSILON, DIAGONAL),
 )
-# Never in an artifact: the same sessions put it in place of ONNX's Attention in graphs that decode one token.
-CACHED_ATTENTION = Operator(
-    name="CachedAttention",
-    text="Standard attention of one new token over rows of keys and values, its own among them.",
-    inputs=(
-        Tensor("Q", "[batch, heads, 1, head_dim]", "queries"),
-        Tensor("K", "[batch, kv_heads, total_sequence, head_dim]", "keys"),
-        Tensor("V", "[batch, kv_heads, total_sequence, head_dim]", "values"),
-        Tensor("mask", "[batch, total_sequence]", "which rows are tokens", "bool"),
-    ),
-    outputs=(Tensor("O", "[batch, heads, 1, head_dim]", "the attended values"),),
-    types=("float32", "float16"),
-)
+
+
+def _standard(name: str, solving: Operator) -> Operator:
+    """Return the operator that reads the same cache without solving: Y holds V, and there is no Y_new."""
+    text = f"Standard attention of one new token over the cache that {solving.name} reads."
+    return replace(solving, name=name, text=text, outputs=_ATTENDED[:1], torch_name="", attributes=())
+
+
+# Never in an artifact: the same sessions put these in place of ONNX's Attention in graphs that decode one token.
+CACHED_ATTENTION = _standard("CachedAttention", DECODE_ATTENTION)
+CACHED_ATTENTION_FLOAT16 = _standard("CachedAttentionFloat16", DECODE_ATTENTION_FLOAT16)
+CACHED_ATTENTION_INT8 = _standard("CachedAttentionInt8", DECODE_ATTENTION_INT8)
 _X = Tensor("X", "[…, rows, depth]", "any rows")
 # Never in an artifact: the next seven, not specific to LUCID, replace MatMul, Gemm, MatMulNBits in the same sessions.
 WEIGHT_MATMUL = Operator(
@@ -373,6 +372,8 @@ OPERATORS = (  # operators with conformance cases
 LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     DECODE_ATTENTION_GROWING,
     CACHED_ATTENTION,
+    CACHED_ATTENTION_FLOAT16,
+    CACHED_ATTENTION_INT8,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
     WEIGHT_MATMUL_TRANSPOSED,

@@ -8,8 +8,8 @@
 
 namespace lucid {
 
-// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row. Without solving there are no k_new,
-// v_new and y_new, and y holds V.
+// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row. Without solving, which is standard
+// attention, y holds V and there is no y_new.
 template <class T, class S>
 struct DecodeArguments {
     const T* q;       // [B, H·G, N, D]
@@ -19,16 +19,16 @@ struct DecodeArguments {
     const S* y;       // [B, H, P, D]
     const float* k_scale; // [B, H, P, 1] for int8_t, else null
     const float* y_scale; // [B, H, P, 1]
-    const bool* mask; // [B, P + N], without solving [B, P]
+    const bool* mask; // [B, P + N]
     T* o;             // [B, H·G, N, D]
     T* y_new;         // [B, H, N, D], with y_step elements between heads
     size_t y_step;    // N·D, or (P + N)·D if y_new is a part of y_present
     S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null if not requested
     size_t batch, heads, groups, tokens, past, width;
     float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
-    bool solves = true; // false: standard attention of one query a head over the P rows, which include its own token
+    bool solves;
 
-    size_t fresh() const { return solves ? tokens : 0; } // rows beside the P cached ones
+    size_t solved() const { return solves ? tokens : 0; } // the new keys whose scores the solve needs
 
     const T* query(size_t head, size_t group, size_t token) const {
         return q + ((head * groups + group) * tokens + token) * width;

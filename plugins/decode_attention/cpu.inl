@@ -62,7 +62,7 @@ void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, con
     for (size_t k = 0; k < d; ++k) from_float(out[k], sums[k] / total);
 }
 
-// Joins a head's chunks: computes Y of the new tokens, copies their keys to a growing cache, and computes the softmax.
+// Joins a head's chunks: computes Y of the new tokens (or takes V), copies keys to a growing cache, computes the softmax.
 template <class T, class S>
 void join_task(void* data, size_t head) {
     const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
@@ -71,9 +71,13 @@ void join_task(void* data, size_t head) {
     Scratch scratch(n * d + d + n, 3);
     float *y = scratch.take(n * d), *sums = scratch.take(d), *norms = scratch.take(n);
     const bool* tokens = a.mask + head / a.heads * (a.past + n) + a.past;
-    solve_new(decode, head, tokens, y, norms);
-    T* y_new = a.y_new + head * a.y_step;
-    for (size_t k = 0; k < n * d; ++k) from_float(y_new[k], y[k]);
+    if (a.solves) {
+        solve_new(decode, head, tokens, y, norms);
+        T* y_new = a.y_new + head * a.y_step;
+        for (size_t k = 0; k < n * d; ++k) from_float(y_new[k], y[k]);
+    } else {
+        for (size_t k = 0; k < n * d; ++k) y[k] = to_float(a.v_new[head * n * d + k]);
+    }
     if constexpr (std::is_same_v<T, S>)
         if (a.k_present != nullptr)
             std::copy(a.k_new + head * n * d, a.k_new + (head + 1) * n * d, a.k_present + (head * (a.past + n) + a.past) * d);
@@ -88,35 +92,4 @@ void decode(const DecodeArguments<T, S>& arguments, const Pool& pool) {
     if (heads == 0 || arguments.tokens == 0) return;
     if (decode.dealt != 0) pool.run(chunk_task<T, S>, heads * decode.dealt, &decode);
     pool.run(join_task<T, S>, heads, &decode);
-}
-
-// Joins a head's chunks of standard attention: the softmax over all rows. A query that sees no row gets zeros.
-template <class T>
-void join_rows_task(void* data, size_t head) {
-    const Decode<T, T>& decode = *static_cast<Decode<T, T>*>(data);
-    const DecodeArguments<T, T>& a = decode.a;
-    Scratch scratch(a.width, 1);
-    float* sums = scratch.take(a.width);
-    for (size_t g = 0; g < a.groups; ++g) {
-        float peak = kNoPeak, total = 0.0f;
-        std::fill(sums, sums + a.width, 0.0f);
-        for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
-            const float *part = decode.part(head, chunk), *weighted = decode.sums(head, chunk, g);
-            float joint = std::max(peak, part[g]), old = std::exp(peak - joint), fresh = std::exp(part[g] - joint);
-            total = total * old + part[decode.rows + g] * fresh;
-            for (size_t k = 0; k < a.width; ++k) sums[k] = sums[k] * old + weighted[decode.cut.place(k)] * fresh;
-            peak = joint;
-        }
-        T* out = a.o + (head * a.groups + g) * a.width;
-        for (size_t k = 0; k < a.width; ++k) from_float(out[k], total == 0.0f ? 0.0f : sums[k] / total);
-    }
-}
-
-template <class T>
-void cached_attention(const DecodeArguments<T, T>& arguments, const Pool& pool) {
-    Decode<T, T> decode(arguments);
-    size_t heads = arguments.batch * arguments.heads;
-    if (heads == 0) return;
-    if (decode.dealt != 0) pool.run(chunk_task<T, T>, heads * decode.dealt, &decode);
-    pool.run(join_rows_task<T>, heads, &decode);
 }

@@ -13,7 +13,7 @@ template <class T, class S>
 struct Decode {
     const DecodeArguments<T, S>& a;
     Cut cut;
-    size_t queries;       // N·G: row t·G + g is query head g of token t; the N new keys follow
+    size_t queries;       // N·G: row t·G + g is query head g of token t; if they are solved, the N new keys follow
     size_t rows;          // N·(G + 1), or without solving N·G
     size_t stride;        // floats that a chunk writes
     Zeros<size_t> chunks; // [B]: number of chunks up to the last token; later chunks, all padding, are at most copied
@@ -22,13 +22,13 @@ struct Decode {
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
-        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.fresh()),
+        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.solved()),
           stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()),
           dealt(a.k_present == nullptr ? most : (a.past + kChunk - 1) / kChunk), partial(a.batch * a.heads * most * stride) {}
     size_t count_chunks() const {
         size_t largest = 0;
         for (size_t b = 0; b < a.batch; ++b) {
-            const bool* mask = a.mask + b * (a.past + a.fresh());
+            const bool* mask = a.mask + b * (a.past + a.tokens);
             size_t used = a.past;
             while (used > 0 && !mask[used - 1]) --used;
             chunks[b] = (used + kChunk - 1) / kChunk;
@@ -86,7 +86,7 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
         for (size_t g = 0; g < a.groups; ++g)
             for (size_t k = 0; k < d; ++k)
                 made.queries[(t * a.groups + g) * step + place(k)] = to_float(a.query(head, g, t)[k]) / root_d;
-    for (size_t t = 0; t < a.fresh(); ++t) {
+    for (size_t t = 0; t < a.solved(); ++t) {
         const T* key = a.k_new + (head * a.tokens + t) * d;
         bool yes = true;
         float norm = 0.0f;
@@ -347,14 +347,14 @@ void chunk_task(void* data, size_t index) {
     size_t head = index / decode.dealt, chunk = index % decode.dealt, b = head / a.heads, d = a.width;
     size_t end = std::min((chunk + 1) * kChunk, a.past);
     if (chunk >= decode.chunks[b]) return copy_rows(a, head, chunk * kChunk, end - chunk * kChunk);
-    const bool* mask = a.mask + b * (a.past + a.fresh());
+    const bool* mask = a.mask + b * (a.past + a.tokens);
     size_t columns_room = kColumns * (1 + 2 * kLanes);
     size_t floats = decode.rows * (cut.padded + kColumns + kLanes) + kLanes + cut.padded + a.tokens + columns_room;
     Scratch scratch(floats + decode.turned_floats(), 9);
     Fresh token = make_fresh(decode, head, mask + a.past, scratch);
     float* part = decode.part(head, chunk);
     std::fill(part, part + token.own, kNoPeak);
-    std::copy(token.peaks, token.peaks + a.fresh(), part + token.own);
+    std::copy(token.peaks, token.peaks + a.solved(), part + token.own);
     std::fill(part + decode.rows, part + decode.stride, 0.0f);
     constexpr bool kScaled = std::is_same_v<S, int8_t>;
     StoredTile<S> tile{};

@@ -1,5 +1,5 @@
-// DecodeAttention for onnxruntime, also over caches in other types, and standard attention of one token: checks shapes and
-// calls the CPU kernel.
+// DecodeAttention for onnxruntime, also over caches in other types, and standard attention: checks shapes and calls the
+// CPU kernel.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -7,16 +7,18 @@
 namespace lucid {
 
 // K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing returns the
-// cache with the new rows, where the others return only the new rows of Y.
-template <class T, class S = T, bool Growing = false>
+// cache with the new rows, where the others return only the new rows of Y. Without Solves Y is V, and no row is returned.
+template <class T, class S = T, bool Growing = false, bool Solves = true>
 struct DecodeAttention : OperatorBase<T> {
-    static constexpr bool kScaled = std::is_same_v<S, int8_t>;
-    using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
-    using Separate = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
+    static constexpr bool kScaled = std::is_same_v<S, int8_t>, kSolves = Solves;
+    template <class Plain, class Float16, class Int8>
+    using ByCache = std::conditional_t<kScaled, Int8, std::conditional_t<std::is_same_v<S, T>, Plain, Float16>>;
+    using Standard = ByCache<table::CachedAttention, table::CachedAttentionFloat16, table::CachedAttentionInt8>;
+    using Solving = ByCache<table::DecodeAttention, table::DecodeAttentionFloat16, table::DecodeAttentionInt8>;
+    using Separate = std::conditional_t<Solves, Solving, Standard>;
     using Table = std::conditional_t<Growing, table::DecodeAttentionGrowing, Separate>;
     static_assert(!Growing || std::is_same_v<S, T>, "a cache of another type grows in its own form");
     using In = typename Table::In;
-    static constexpr bool kSolves = true;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         if (index == In::K || index == In::Y) return element_type<S>();
@@ -56,11 +58,12 @@ struct DecodeAttention : OperatorBase<T> {
             y_present = context.output<S>(Table::Out::Y_present, grown);
             y_new = y_present + k.at(2) * k.at(3);
             y_step += k.at(2) * k.at(3);
-        } else {
+        } else if constexpr (Solves) {
             y_new = context.output<T>(Table::Out::Y_new, row);
         }
         run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, y_step, k_present,
-             y_present, k.at(0), k.at(1), q.at(1) / k.at(1), q.at(2), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
+             y_present, k.at(0), k.at(1), q.at(1) / k.at(1), q.at(2), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal,
+             Solves},
             SessionPool(context));
     }
 
@@ -75,30 +78,8 @@ private:
     }
 };
 
-// Standard attention of one query per head; the mask says which rows of K and V are tokens.
-template <class T>
-struct CachedAttention : OperatorBase<T> {
-    using Table = table::CachedAttention;
-    using In = Table::In;
-
-    static constexpr ONNXTensorElementDataType input_type(size_t index) {
-        return index == In::mask ? element_type<bool>() : element_type<T>();
-    }
-
-    static void compute(const Context& context, const Attributes&) {
-        auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);
-        auto mask = context.input<bool>(In::mask, 2);
-        context.require(v.shape == k.shape, "K and V differ in shape");
-        context.require(q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
-                        "Q and K do not fit together");
-        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2), "mask is not [batch, total_sequence]");
-        T* o = context.output<T>(Table::Out::O, q.shape);
-        DecodeArguments<T, T> arguments{};
-        arguments.q = q.data, arguments.k = k.data, arguments.y = v.data, arguments.mask = mask.data, arguments.o = o;
-        arguments.batch = k.at(0), arguments.heads = k.at(1), arguments.groups = q.at(1) / k.at(1);
-        arguments.tokens = 1, arguments.past = k.at(2), arguments.width = k.at(3), arguments.solves = false;
-        kernels<T>().cached_attention(arguments, SessionPool(context));
-    }
-};
+// Standard attention over a cache of V.
+template <class T, class S = T>
+using CachedAttention = DecodeAttention<T, S, false, false>;
 
 } // namespace lucid

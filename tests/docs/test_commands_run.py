@@ -69,7 +69,7 @@ def commands(text: str) -> list[str]:
 
 RUNNABLE = [page for page in PAGES if any(block.reason is None for block in blocks(page))]
 LONG = {"command-line", "conformance", "evaluation", "examples", "export", "models", "performance", "quantization"}
-LONG |= {"README", "serving", "verification"}
+LONG |= {"README", "index", "serving", "verification"}
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.graph_sessions import ROWS, ArrayLayers, ArtifactSession, BoundStep, StaticSession
 from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.onnxruntime.compatibility import (
@@ -232,17 +231,10 @@ class OrtSession(ArtifactSession[Any]):
         changed |= own_operators.retype_fp4(model)
         if stage == "prefill":
             self._sums_alike = self._library is not None and not _SUMS & {node.op_type for node in model.graph.node}
-        if few and self._can_read_stored():
-            stored_cache.read_as_stored(model, self._artifact.graph_path(stage))
+        may_read = few and self._library is not None and self.cache_dtype in set(_READ_BY_KERNELS) - {self.dtype}
+        if may_read and stored_cache.read_as_stored(model, self._artifact.graph_path(stage)):
             changed = self.reads_stored_cache = True
         return changed
-
-    def _can_read_stored(self) -> bool:
-        """Whether the cache has another type than the model, and the library has operators that read that type."""
-        if self.cache_dtype == self.dtype or self._library is None:
-            return False  # without the library the graph converts a cache of another type
-        uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard layers do not
-        return uses and self.cache_dtype in _READ_BY_KERNELS
 
     @property
     def multi_token_unsupported_reason(self) -> str | None:

@@ -6,7 +6,8 @@ in the file                                          in memory
 ``O, Y_new = DecodeAttention(Q, K_new, V_new, …)``   ``O, K_present, Y_present =``
 ``K_present = Concat(K, K_new)``                     ``DecodeAttentionGrowing(Q, K_new, V_new, …)``
 ``Y_present = Concat(Y, Y_new)``
-``Attention(Q, K, V, Unsqueeze(mask))``, one token   ``CachedAttention(Q, K, V, mask)``
+``Attention(Q, Concat(K, K_new), …)``, one token      ``CachedAttention(Q, K_new, V_new, K, V, mask)``
+``Attention(Q, TensorScatter(K, K_new), …)``         the same
 ``MatMul(X, weight)``                                ``WeightMatMul(X, weight)``
 ``MatMul(X, Cast(float16 weight))``, float32         ``WeightMatMulFloat16(X, float16 weight)``
 ``Gemm(X, weight)``, ``transB`` 1: a tied head       ``WeightMatMulTransposed(X, weight)``
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -57,6 +59,7 @@ from lucid_deploy.runtimes.passes.editing import (
 _CONTRIB = "com.microsoft"
 _TOKENS = 2  # the token axis of a cached tensor
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_NEW_ROWS = {"Concat": 1, "TensorScatter": 1, "ScatterElements": 2}  # which input holds the new rows, after the cache
 _BY = {  # an operator's replacement for a weight of its own type, and for a float16 weight cast to float32
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
     "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
@@ -106,38 +109,85 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
     onnxruntime's operator multiplies by all rows of a static cache's buffers, also by those that no token has filled.
 
     Result: ``Attention`` nodes are changed that have one query per head, a mask ``(batch, 1, 1, tokens)``, values as
-    wide as keys and the scale 1/√d, and do nothing more; others stay.
+    wide as keys and the scale 1/√d, and do nothing more; others stay. The new nodes read the cache and the new rows
+    apart, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it is stored. Casts
+    to float32 around the node go, since the library computes float16 in float32.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
     infos = (*graph.value_info, *graph.output, *graph.input)
     types = {info.name: info.type.tensor_type for info in infos}
     sizes = {name: [axis.dim_value for axis in kind.shape.dim] for name, kind in types.items()}
-    changed = []
+    unread: list[onnx.NodeProto] = []
     for node in nodes_of(graph, "", "Attention"):
-        names = [name for name in node.input if name]
-        query = sizes.get(node.input[0], [])
-        if len(names) != 4 or len(node.output) != 1 or len(query) != 4 or query[2] != 1 or not query[3]:
+        if len([name for name in node.input if name]) != 4 or len(node.output) != 1:
             continue
-        if any(len(sizes.get(name, ())) != 4 or sizes[name][3] != query[3] for name in node.input[1:3]):
+        (query, *rows, output), around = _without_casts(node, graph, makers, types)
+        size = sizes.get(query, [])
+        if len(size) != 4 or size[2] != 1 or not size[3]:
             continue
-        given, mask = attributes_of(node), makers.get(node.input[3])
-        plain = math.isclose(given.get("scale", query[3] ** -0.5), query[3] ** -0.5, rel_tol=1e-6)
+        if any(len(sizes.get(name, ())) != 4 or sizes[name][3] != size[3] for name in rows):
+            continue
+        given = attributes_of(node)
+        plain = math.isclose(given.get("scale", size[3] ** -0.5), size[3] ** -0.5, rel_tol=1e-6)
         if not plain or given.get("softcap") or given.get("is_causal") or given.get("qk_matmul_output_mode"):
             continue
-        if mask is None or mask.op_type != "Unsqueeze" or len(sizes.get(mask.input[0], [])) != 2:
+        keys, values = (_past_and_new(makers.get(name)) for name in rows)
+        mask = _mask_with_new(makers.get(node.input[3]), makers)
+        if keys is None or values is None or len(sizes.get(mask, ())) != 2:
             continue  # a window's mask has other axes
-        kinds = [types[name].elem_type if name in types else None for name in (node.input[0], node.input[3])]
+        kinds = [types[name].elem_type if name in types else None for name in (query, mask)]
         if kinds[0] not in _FLOATS or kinds[1] != TensorProto.BOOL:
             continue
-        node.input[3] = mask.input[0]
+        unread += [*around[:-1], *(makers[name] for name in (*rows, node.input[3]))]
+        for cast in around[-1:]:
+            graph.node.remove(cast)  # the node now gives what it gave
+        node.input[:], node.output[:] = [query, keys[1], values[1], keys[0], values[0], mask], [output]
         node.op_type, node.domain = CACHED_ATTENTION.name, DOMAIN
         del node.attribute[:]
-        changed.append(mask)
-    if changed:
+    if unread:
         declare(model, DOMAIN, VERSION)
-        remove_unread(graph, changed)
-    return bool(changed)
+        remove_unread(graph, unread)
+    return bool(unread)
+
+
+def _without_casts(
+    node: onnx.NodeProto, graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], types: dict[str, Any]
+) -> tuple[list[str], list[onnx.NodeProto]]:
+    """Return the names of Q, K, V and O of an ``Attention`` node, outside the casts around it if those are of float16.
+
+    Also returned: these casts, that of O last; none for other types.
+    """
+    before = [makers.get(name) for name in node.input[:3]]
+    after = [each for each in graph.node if node.output[0] in each.input]
+    casts = [each for each in (*before, *after) if each is not None and cast_type(each) is not None]
+    sources = [types[each.input[0]].elem_type for each in casts[:3] if each.input[0] in types]
+    if len(casts) != 4 or sources != [TensorProto.FLOAT16] * 3 or cast_type(casts[3]) != TensorProto.FLOAT16:
+        return [*node.input[:3], node.output[0]], []
+    return [*(each.input[0] for each in casts[:3]), casts[3].output[0]], casts
+
+
+def _past_and_new(node: onnx.NodeProto | None) -> tuple[str, str] | None:
+    """Return the names of a cached tensor and of its new rows, given the node that puts them together."""
+    if node is None or node.domain or node.op_type not in _NEW_ROWS:
+        return None
+    if attributes_of(node)["axis"] not in (_TOKENS, _TOKENS - 4):
+        return None  # for example the two halves of rotated keys
+    return node.input[0], node.input[_NEW_ROWS[node.op_type]]
+
+
+def _mask_with_new(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto]) -> str:
+    """Return the name of the mask ``(batch, past + 1)`` behind an ``Attention``'s mask; empty if it is another.
+
+    Over a static cache the mask has no column for the new token: ``Or`` adds its place in the buffer instead.
+    """
+    if node is None or node.op_type != "Unsqueeze":
+        return ""
+    added = makers.get(node.input[0])
+    if added is None or added.op_type != "Or":
+        return str(node.input[0])
+    past = makers.get(added.input[0])
+    return str(past.input[0]) if past is not None and past.op_type == "Slice" else ""
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:

@@ -1,8 +1,8 @@
 """Let attention read a cache as it is stored.
 
 Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
-before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: the library for
-onnxruntime in float16 and int8, the one for TensorRT in fp8.
+before ``DecodeAttention`` or ``CachedAttention``. Our libraries have operators that take the stored tensors instead:
+the library for onnxruntime in float16 and int8, the one for TensorRT in fp8.
 
 ====================================================  =====================================================
 in the file, for K and for Y                          in memory
@@ -12,6 +12,8 @@ in the file, for K and for Y                          in memory
                                                       Y_scale, mask)``
 ``Mul(Cast(fp8 input), scale input)`` [``Cast``]      ``DecodeAttentionFloat8(…)``, of the same tensors
 ====================================================  =====================================================
+
+In the place of ``CachedAttention`` come ``CachedAttentionFloat16`` and ``CachedAttentionInt8``.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from onnx import TensorProto
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import (
+    CACHED_ATTENTION,
+    CACHED_ATTENTION_FLOAT16,
+    CACHED_ATTENTION_INT8,
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT8,
     DECODE_ATTENTION_FLOAT16,
@@ -34,10 +39,15 @@ from lucid_deploy.plugins.table import (
 from lucid_deploy.runtimes.passes.editing import cast_type, nodes_of, remove_unread
 
 _K, _MASK = DECODE_ATTENTION.place("K"), DECODE_ATTENTION.place("mask")
-_READERS: dict[tuple[int, int | None], Operator] = {  # by the types of the rows and of their scales, if any
-    (TensorProto.FLOAT16, None): DECODE_ATTENTION_FLOAT16,
-    (TensorProto.INT8, TensorProto.FLOAT): DECODE_ATTENTION_INT8,
-    (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT): DECODE_ATTENTION_FLOAT8,
+_FLOAT16, _INT8 = (TensorProto.FLOAT16, None), (TensorProto.INT8, TensorProto.FLOAT)
+_FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT)
+_READERS: dict[str, dict[tuple[int, int | None], Operator]] = {  # by the types of the rows and of their scales, if any
+    DECODE_ATTENTION.name: {
+        _FLOAT16: DECODE_ATTENTION_FLOAT16,
+        _INT8: DECODE_ATTENTION_INT8,
+        _FLOAT8: DECODE_ATTENTION_FLOAT8,
+    },
+    CACHED_ATTENTION.name: {_FLOAT16: CACHED_ATTENTION_FLOAT16, _INT8: CACHED_ATTENTION_INT8},
 }
 
 
@@ -45,35 +55,38 @@ _READERS: dict[tuple[int, int | None], Operator] = {  # by the types of the rows
 class _StoredTensor:
     """What K or Y is converted from: inputs of the graph, and the nodes between, last to first."""
 
-    operator: Operator  # reads such tensors
+    types: tuple[int, int | None]  # of the rows and of their scales
     rows: str  # name of the input with the rows
     scales: list[str]  # name of the input with their scales, if there is one
     nodes: list[onnx.NodeProto]
 
 
-def read_as_stored(model: onnx.ModelProto, path: Path) -> None:
-    """Put operators that read the stored cache in the place of ``DecodeAttention`` and the conversions before it.
+def read_as_stored(model: onnx.ModelProto, path: Path) -> bool:
+    """Let attention read the cache as it is stored, without the conversions before it; return whether a node does.
 
     Requires: a decode or verify graph whose cache has another type than the model; ``path``: its file, for errors.
-    Result: every ``DecodeAttention`` is changed. The new operators compute the same, but do not first round K and Y of
-    an int8 cache, or K of an fp8 cache, to the model's type. Conversions that something else reads stay.
+    Result: every ``DecodeAttention`` and ``CachedAttention`` is changed. The new operators compute the same, but do not
+    first round K and Y of an int8 cache, or K of an fp8 cache, to the model's type. Conversions that something else
+    reads stay.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
     types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     converted = []
-    for node in nodes_of(graph, DOMAIN, DECODE_ATTENTION.name):
+    for node in (each for name in _READERS for each in nodes_of(graph, DOMAIN, name)):
         try:
             k, y = (_trace_back(name, makers, types) for name in node.input[_K:_MASK])
+            operator = _READERS[node.op_type][k.types]
         except KeyError as error:
             raise LucidError(
                 f"{path} is not as lucid-deploy export writes it: {' and '.join(node.input[_K:_MASK])} are not "
                 "converted from the cache in a way that is known. Export it again."
             ) from error
-        node.op_type = k.operator.name
+        node.op_type = operator.name
         node.input[_K:] = [k.rows, y.rows, *k.scales, *y.scales, node.input[_MASK]]
         converted += [*k.nodes, *y.nodes]
     remove_unread(graph, converted)
+    return bool(converted)
 
 
 def _trace_back(name: str, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> _StoredTensor:
@@ -85,5 +98,4 @@ def _trace_back(name: str, makers: dict[str, onnx.NodeProto], types: dict[str, i
         scales.append(nodes[-1].input[1])
         nodes.append(makers[nodes[-1].input[0]])
     rows = nodes[-1].input[0]
-    operator = _READERS[types[rows], types[scales[0]] if scales else None]
-    return _StoredTensor(operator, rows, scales, nodes)
+    return _StoredTensor((types[rows], types[scales[0]] if scales else None), rows, scales, nodes)

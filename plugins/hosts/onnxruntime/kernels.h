@@ -16,7 +16,6 @@ struct KernelsOf {
     void (*precondition)(const PreconditionArguments<T>&, const Pool&);
     void (*attention)(const AttentionArguments<T>&, const Pool&);
     void (*decode)(const DecodeArguments<T, T>&, const Pool&);
-    void (*cached_attention)(const DecodeArguments<T, T>&, const Pool&);
     void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
     void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
     void (*delta_rule)(const DeltaRuleArguments<T>&, const Pool&);

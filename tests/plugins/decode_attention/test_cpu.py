@@ -7,7 +7,7 @@ import torch
 
 from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import CACHED_ATTENTION, DECODE_ATTENTION, DECODE_ATTENTION_GROWING
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING
 from tests.plugins.cpu_sessions import attention_problem, check, poison, run, runnable, session
 
 
@@ -109,34 +109,6 @@ def test_a_growing_cache_is_returned_with_its_new_rows(library, fastest, n, past
             wanted = (o, torch.cat([inputs[3], inputs[1]], 2), torch.cat([inputs[4], y_new], 2))
             for one, same in zip(got, wanted, strict=True):
                 assert one.dtype == same.dtype and one.numpy().tobytes() == same.contiguous().numpy().tobytes()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(
-    ("total", "width", "groups"),
-    [(1, 64, 3), (64, 12, 1), (300, 36, 4), (2100, 64, 3), (1300, 128, 40)],  # with 40 heads keys are turned
-)
-def test_standard_attention_of_one_token(library, fastest, total, width, groups, dtype):
-    q, k, v = attention_problem(total, 0, width, groups, 0.95, batch=3, dtype=getattr(torch, dtype))
-    q = q[:, :, -1:]
-    mask = torch.ones(3, total, dtype=torch.bool)
-    mask[1, : total // 3] = False
-    mask[2, (total + 1) // 2 :] = False  # as in a static buffer
-
-    def attended(*inputs: torch.Tensor) -> torch.Tensor:
-        options = {"attn_mask": mask[:, None, None], "enable_gqa": True}
-        return torch.nn.functional.scaled_dot_product_attention(*inputs, **options)
-
-    exact, dense = attended(q.double(), k.double(), v.double()), attended(q.float(), k.float(), v.float()).to(q.dtype)
-    garbage = q, poison(k, mask), poison(v, mask)
-    for name in runnable(library):
-        kernels_name(library, name)
-        for threads in (1, 2):
-            of = session(CACHED_ATTENTION, library, threads, dtype)
-            (got,) = run(of, q, k, v, mask)
-            check(got, dense, exact, dtype)
-            assert torch.equal(run(of, *garbage, mask)[0], got), "the contents of padding must not matter"
-        assert not run(of, q, k, v, torch.zeros_like(mask))[0].any()  # a row that waits, without a token yet
 
 
 @pytest.mark.parametrize(

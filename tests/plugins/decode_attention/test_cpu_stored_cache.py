@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8
+from lucid_deploy.plugins.table import (
+    CACHED_ATTENTION,
+    CACHED_ATTENTION_FLOAT16,
+    CACHED_ATTENTION_INT8,
+    DECODE_ATTENTION_FLOAT16,
+    DECODE_ATTENTION_INT8,
+)
 from tests.plugins.cpu_sessions import check, keys, poison, run, runnable, session
-from tests.plugins.stored_caches import padded_mask, paths, problem, store
+from tests.plugins.stored_caches import padded_mask, paths, problem, read, store
 
 OPERATORS = {"float16": DECODE_ATTENTION_FLOAT16, "int8": DECODE_ATTENTION_INT8}
 # Types of model and cache; a float16 model whose cache is float16 too needs no other operator.
@@ -102,6 +108,44 @@ def test_rows_of_zeros_and_full_scale(library, fastest, cache_dtype):
         assert (stored[2] == 0).any() and stored[0].abs().float().mean(-1).max() == 127
     check_all(library, new, stored, torch.ones(2, 301, dtype=torch.bool))
     check_all(library, new, store(0 * k, 0 * y, cache_dtype), torch.ones(2, 301, dtype=torch.bool))
+
+
+STANDARD = {
+    ("float32", "float32"): CACHED_ATTENTION,
+    ("float16", "float16"): CACHED_ATTENTION,
+    ("float32", "float16"): CACHED_ATTENTION_FLOAT16,
+    ("float32", "int8"): CACHED_ATTENTION_INT8,
+    ("float16", "int8"): CACHED_ATTENTION_INT8,
+}
+
+
+@pytest.mark.parametrize(("dtype", "cache_dtype"), STANDARD)
+@pytest.mark.parametrize(
+    ("past", "width", "groups"),
+    [(0, 64, 3), (63, 12, 1), (1300, 36, 4), (2100, 64, 3), (1300, 128, 40)],  # with 40 heads keys are turned
+)
+def test_standard_attention_of_one_token(library, fastest, past, width, groups, dtype, cache_dtype):
+    """Against PyTorch's own attention over the rows of the cache and the new one."""
+    new, k, v = problem(past, width, groups, 4, dtype, 0.95)
+    mask = padded_mask(max(past, 1101))[:, -past - 1 :]  # its last row has no token but the new one
+    mask[:, past] = True
+    stored = store(k, v, cache_dtype) if cache_dtype == "int8" else [x.to(getattr(torch, cache_dtype)) for x in (k, v)]
+
+    def attended(kind):
+        rows = [torch.cat(pair, 2) for pair in zip(read(stored, kind), (x.to(kind) for x in new[1:]), strict=True)]
+        options = {"attn_mask": mask[:, None, None], "enable_gqa": True}
+        return torch.nn.functional.scaled_dot_product_attention(new[0].to(kind), *rows, **options)
+
+    exact, dense = attended(torch.float64), attended(torch.float32).to(new[0].dtype)
+    hidden = ~mask[:, None, :past, None]
+    garbage = [x.masked_fill(hidden, -128) if x.dtype == torch.int8 else poison(x, mask[:, :past]) for x in stored]
+    for name in runnable(library):
+        kernels_name(library, name)
+        for threads in (1, 2):
+            of = session(STANDARD[dtype, cache_dtype], library, threads, dtype)
+            (got,) = run(of, *new, *stored, mask)
+            check(got, dense, exact, dtype)
+            assert torch.equal(run(of, *new, *garbage, mask)[0], got), "the contents of padding must not matter"
 
 
 @pytest.mark.parametrize(

@@ -279,10 +279,21 @@ def test_products_add_the_offsets_of_their_blocks(quantized, built_library: Path
     assert np.abs(found - plain).max() <= 1e-2 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize(("cache", "dtype"), [("growing", "float32"), ("static", "float16")])
-def test_standard_attention_decodes_in_the_library(exported, built_library: Path, cache: str, dtype: str) -> None:
-    """Rows of unequal length, in float16 too, give what onnxruntime's own operator gives."""
-    artifact = exported(attention_type="llama", cache=cache, dtype=dtype)[1]
+@pytest.mark.parametrize(
+    ("cache", "dtype", "stored", "opset"),
+    [
+        ("growing", "float32", "auto", None),
+        ("static", "float16", "auto", None),
+        ("static", "float32", "auto", 23),
+        ("static", "float32", "int8", None),
+        ("growing", "float32", "float16", None),
+    ],
+)
+def test_standard_attention_decodes_in_the_library(
+    exported, built_library: Path, cache: str, dtype: str, stored: str, opset: int | None
+) -> None:
+    """Rows of unequal length, over caches in other types too, give what onnxruntime's own operator gives."""
+    artifact = exported(attention_type="llama", cache=cache, dtype=dtype, cache_dtype=stored, opset=opset)[1]
     model = copied(artifact)
     assert use_cached_attention(model)
     assert (operators(model)[CACHED_ATTENTION.name], operators(model)["Attention"]) == (2, 0)
@@ -291,6 +302,7 @@ def test_standard_attention_decodes_in_the_library(exported, built_library: Path
     found = []
     for kernels in ("library", "functions"):
         session = open_session(artifact, kernels=kernels)
+        assert session.reads_stored_cache == (kernels == "library" or stored == "auto")
         cache_of = session.empty_cache(3)
         session.prefill(ids, cache_of, mask)
         found.append(np.stack([session.decode(ids[:, at : at + 1], cache_of) for at in range(4)]))
