@@ -277,7 +277,8 @@ DECODE_ATTENTION_GROWING = Operator(
 def _standard(name: str, solving: Operator) -> Operator:
     """Return the operator that reads the same cache without solving: Y holds V, and there is no Y_new."""
     text = f"Standard attention of one new token over the cache that {solving.name} reads."
-    return replace(solving, name=name, text=text, outputs=_ATTENDED[:1], torch_name="", attributes=())
+    types = tuple(each for each in solving.types if each != "bfloat16")
+    return replace(solving, name=name, text=text, outputs=_ATTENDED[:1], types=types, torch_name="", attributes=())
 
 
 # Never in an artifact: the same sessions put these in place of ONNX's Attention in graphs that decode one token.

@@ -131,7 +131,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     def get(
         dtype: str = "float32",
         logits: str = "last",
-        cache: str = "growing",
+        cache: str | None = "growing",
         cache_dtype: str = "auto",
         inline: bool = False,
         opset: int | None = None,

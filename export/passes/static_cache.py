@@ -92,6 +92,7 @@ def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value
     past = chain.add("And", [filled, chain.cast(mask, _BOOL, "given")], "past", dtype=_BOOL)
     new = chain.add("Expand", [one, chain.add("Shape", [input_ids], "new_size", dtype=_INT64)], "ones", dtype=_INT64)
     whole = chain.add("Concat", [past, chain.cast(new, _BOOL, "new")], "whole", {"axis": 1}, _BOOL)
+    whole.shape = ir.Shape([None, None])  # sessions must see that it is no window's mask, which has three axes
     graph.insert_before(graph[0], chain.nodes)
     return whole
 

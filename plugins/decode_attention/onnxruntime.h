@@ -78,7 +78,7 @@ private:
     }
 };
 
-// Standard attention over a cache of V.
+// Standard attention over a cache of K and V.
 template <class T, class S = T>
 using CachedAttention = DecodeAttention<T, S, false, false>;
 

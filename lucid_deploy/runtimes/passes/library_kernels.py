@@ -7,7 +7,7 @@ in the file                                          in memory
 ``K_present = Concat(K, K_new)``                     ``DecodeAttentionGrowing(Q, K_new, V_new, …)``
 ``Y_present = Concat(Y, Y_new)``
 ``Attention(Q, Concat(K, K_new), …)``, one token      ``CachedAttention(Q, K_new, V_new, K, V, mask)``
-``Attention(Q, TensorScatter(K, K_new), …)``         the same
+with ``TensorScatter``, ``ScatterElements`` too      the same
 ``MatMul(X, weight)``                                ``WeightMatMul(X, weight)``
 ``MatMul(X, Cast(float16 weight))``, float32         ``WeightMatMulFloat16(X, float16 weight)``
 ``Gemm(X, weight)``, ``transB`` 1: a tied head       ``WeightMatMulTransposed(X, weight)``
@@ -109,9 +109,9 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
     onnxruntime's operator multiplies by all rows of a static cache's buffers, also by those that no token has filled.
 
     Result: ``Attention`` nodes are changed that have one query per head, a mask ``(batch, 1, 1, tokens)``, values as
-    wide as keys and the scale 1/√d, and do nothing more; others stay. The new nodes read the cache and the new rows
-    apart, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it is stored. Casts
-    to float32 around the node go, since the library computes float16 in float32.
+    wide as keys, the scale 1/√d, and K and V made by joining the cache and the new row; others stay. The new nodes read
+    cache and new row apart, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it
+    is stored. The casts of a float16 model around the node go, since the library computes float16 in float32.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -154,12 +154,14 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 def _without_casts(
     node: onnx.NodeProto, graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], types: dict[str, Any]
 ) -> tuple[list[str], list[onnx.NodeProto]]:
-    """Return the names of Q, K, V and O of an ``Attention`` node, outside the casts around it if those are of float16.
+    """Return the names of Q, K, V and O of an ``Attention`` node, and the casts around it of a float16 model, O's last.
 
-    Also returned: these casts, that of O last; none for other types.
+    With these casts the names are those outside them; other nodes have no casts here.
     """
     before = [makers.get(name) for name in node.input[:3]]
     after = [each for each in graph.node if node.output[0] in each.input]
+    if len(after) != 1:
+        return [*node.input[:3], node.output[0]], []
     casts = [each for each in (*before, *after) if each is not None and cast_type(each) is not None]
     sources = [types[each.input[0]].elem_type for each in casts[:3] if each.input[0] in types]
     if len(casts) != 4 or sources != [TensorProto.FLOAT16] * 3 or cast_type(casts[3]) != TensorProto.FLOAT16:
@@ -177,9 +179,10 @@ def _past_and_new(node: onnx.NodeProto | None) -> tuple[str, str] | None:
 
 
 def _mask_with_new(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto]) -> str:
-    """Return the name of the mask ``(batch, past + 1)`` behind an ``Attention``'s mask; empty if it is another.
+    """Return the name of the mask ``(batch, past + 1)`` behind an ``Attention``'s mask; empty if it is not found.
 
-    Over a static cache the mask has no column for the new token: ``Or`` adds its place in the buffer instead.
+    Where the new row is written into a buffer before it is read, ``Attention``'s own mask has a column for each row of
+    the buffer only: ``Slice`` drops the last column, and ``Or`` adds the new row's place.
     """
     if node is None or node.op_type != "Unsqueeze":
         return ""
