@@ -1,7 +1,7 @@
 """Schemas of the operators of the ONNX domain ``ai.lucid``, and the translation of our PyTorch operators to them.
 
 Names, inputs and outputs are those of ``lucid_deploy.plugins.table``. The bodies, in standard operators, are in
-``lucid_deploy.export.functions``; they are attached to the finished model.
+``plugins/*/onnx_body.py``; they are attached to the finished model.
 """
 
 from __future__ import annotations

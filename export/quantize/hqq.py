@@ -112,7 +112,7 @@ class Hqq(QuantizationMethod):
         if tensor.offsets:
             packed, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
             yield Rounded(packed, scales, offsets=offsets)
-        else:  # 8-bit weights of int4, and the embedding, whose operator takes no offsets
+        else:  # 8-bit weights in the scheme int4; the embedding, whose operator takes no offsets
             yield from NEAREST.round(weight, tensor, bits, dtype, positive)
 
 

@@ -151,7 +151,8 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
     fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
     block = fits[-1] if fits else None
     if block is None and weight.group == width and form == "matmulnbits":
-        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for a whole row
+        # The checkpoint has one scale for a row.
+        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))
     if block is None:
         raise LucidError(
             f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "

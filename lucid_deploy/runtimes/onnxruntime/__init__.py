@@ -15,7 +15,7 @@ _GPU = Capabilities(
 _CPU = replace(
     _GPU,
     devices=("cpu",),
-    caches=("static", "growing"),  # a static cache lives in the CPU's memory, and is faster
+    caches=("static", "growing"),  # static first, as it is faster; only here
     cache_dtypes=("float16", "int8", "fp8"),
     rounds_activations=True,
 )

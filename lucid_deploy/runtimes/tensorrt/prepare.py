@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN_OPERATORS = tuple(each.name for each in IN_TENSORRT)
-# The plugin's operators that a stage's graph may have; each layer that uses one has one node of it.
+# The plugin's operators that layers of a stage use, one node a layer; an fp8 cache replaces DECODE_ATTENTION's.
 _STAGE_OPERATORS = {
     "prefill": (PRECONDITION.name, DELTA_RULE.name),
     "decode": (DECODE_ATTENTION.name, DELTA_RULE.name),
