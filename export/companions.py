@@ -103,7 +103,7 @@ def copy_tokenizer(checkpoint: Path, target: Path) -> None:
 
 
 def read_tokenizer(checkpoint: Path) -> TextTokenizer:
-    """Return the tokenizer of a checkpoint, as an artifact has it."""
+    """Return a checkpoint's tokenizer as its artifact will hold it, with all tokens in ``tokenizer.json``."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(checkpoint, Path(folder))
         return TextTokenizer(folder)

@@ -182,7 +182,7 @@ def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: T
 
 
 def derive_read_gates(reference: Sequence[Answers], baseline: Sequence[Answers], dtype: str) -> dict[str, Gates]:
-    """Return by graph the gates for what it computes over a stored cache: the widest of all scenarios' gates."""
+    """Return, for each graph, the gates of its results over a stored cache: the widest among those of all scenarios."""
     pairs = list(zip(reference, baseline, strict=True))
     return {way: widest([derive_gates(exact[way], found[way], dtype) for exact, found in pairs]) for way in pairs[0][0]}
 

@@ -54,7 +54,8 @@ class OrtSession(ArtifactSession[Any]):
 
     Attributes:
         reads_stored_cache: Whether decoding reads the cache as it is stored; if not, every step converts all of it to
-            the model's type; see :mod:`lucid_deploy.runtimes.passes.stored_cache`.
+            the model's type, as layers with a window, sinks or a soft cap do in any case; see
+            :mod:`lucid_deploy.runtimes.passes.stored_cache`.
         options: The options it was opened with; on the CPU ``kernels`` says what computes our operators.
     """
 

@@ -90,7 +90,7 @@ def read_as_stored(model: onnx.ModelProto, path: Path) -> bool:
 
 
 def _trace_back(name: str, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> _StoredTensor:
-    """Go back from K or Y of the operator to the graph's inputs, of known ``types``; KeyError: another conversion."""
+    """Follow K or Y of a node back to the graph's inputs, of the given ``types``; KeyError if it is made otherwise."""
     nodes, scales = [makers[name]], []
     if cast_type(nodes[0]) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         nodes.append(makers[nodes[0].input[0]])  # a half-precision model rounds the products to its type
