@@ -52,7 +52,8 @@ class WorkerFault(Exception):
 class BoundedProcess:
     """A worker process, started again when it has ended. Thread-safe: it runs one task at a time.
 
-    Runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Messages name a task ``what``.
+    Runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Errors call a task by its
+    ``what``.
 
     Attributes:
         ready: What the worker's ``open_worker`` returned for the parent; None before the first start.

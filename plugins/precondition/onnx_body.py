@@ -93,7 +93,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
             low = op.Unsqueeze(j_tile, [0]) * 512
             high = op.Min(low + 512, before)
             k_j = op.Slice(k_hat, low, high, [2])
-            weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, 512)
+            weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, up to 512)
             received = received + op.MatMul(weights, op.Slice(sent, low, high, [2]))
         rhs_outer = op.Slice(v_pad, first, first + outer, [2]) - received * (t_outer * gain)
         # The first block is solved before the loop, which would multiply empty tensors for it; WebGPU's MatMul cannot.

@@ -166,7 +166,7 @@ LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t col
     });
 }
 
-// Converts rows of the weight to float where columns end within a vector; the remaining lanes do not change.
+// Converts the weight's last columns, which do not fill a vector, to float; the other lanes of `last` do not change.
 template <class W>
 LUCID_INLINE void widen_last(float* last, const W* w, size_t w_stride, size_t depth, size_t columns) {
     for (size_t k = 0; k < depth; ++k)

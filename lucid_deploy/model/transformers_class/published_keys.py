@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# Keys that rope_parameters or this package take up, that name the model's code, or whose windows other keys set.
+# Keys that rope_parameters or this package read, that name the model's code, or whose effect layer_types shows.
 _ELSEWHERE = frozenset(
     (
         *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),

@@ -1,15 +1,15 @@
 """Join the prefill and the decode graph into one that runs a piece of a prompt beside a token of every running row.
 
-The weights are read once for both. Attention stays as it is in each graph; products, norms, activations and residuals
-run once for all tokens, those of the prompt before those of the rows:
+Quantized weights are read once for both. Attention stays as it is in each graph; products, norms, activations and
+residuals run once for all tokens, those of the prompt before those of the rows:
 
-=====================================  ==================================================================
-in the two graphs                      in the joined one
-=====================================  ==================================================================
-``QuantizedMatMul(X, weight)``, twice  ``QuantizedMatMul(Concat(X, Transpose(X of the rows)), weight)``
-``Add(X, Z)`` of two such results      ``Add`` of the joined results
-anything else that reads a result      reads a ``Slice`` of the joined result
-=====================================  ==================================================================
+===========================================  ==================================================================
+in the two graphs                            in the joined one
+===========================================  ==================================================================
+``QuantizedMatMul(X, weight)``, twice        ``QuantizedMatMul(Concat(X, Transpose(X of the rows)), weight)``
+norm, activation or sum of such results      the same, once, of the joined results
+any other node that reads such a result      reads a ``Slice`` of the joined result
+===========================================  ==================================================================
 
 Hidden states are ``(1, N, C)`` for the prompt, ``(B, 1, C)`` for the rows, and ``(1, N + B, C)`` joined; behind a
 ``Reshape`` to ``(-1, C)``, which the head has, the joined tensor is ``(N + B, C)``.
