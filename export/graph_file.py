@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return ``{stored name: "lm_head.weight"}``; a tied head is stored as the embedding. {} without lm_head."""
-    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
-
-
 def write_graph(
     path: Path,
     model: ir.Model,
