@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, write_artifact
-from lucid_deploy.export.companions import check_links, check_tokenizer
-from lucid_deploy.export.options import ExportOptions, check_assumed, check_output, check_request, check_target
+from lucid_deploy.export.companions import check_links
+from lucid_deploy.export.options import ExportOptions, check_output, check_request, check_source
 from lucid_deploy.export.quantize.method import Progress
 from lucid_deploy.files import atomic_folders
 
@@ -50,9 +50,7 @@ def export(
         options.merge_adapter,
         options.trust_remote_code,
     )
-    check_assumed(source, options.assume_unused)
-    check_target(source.directory, output)
-    check_tokenizer(source.directory)
+    check_source(source, output, options)
     adapters = plan_adapters(source, options)
     tried = _try_class(source, progress)
     # Imported before the artifact is begun: Ctrl-C within the import of onnx's C++ module crashes the process.
