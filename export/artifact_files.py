@@ -44,11 +44,11 @@ class ArtifactContents:
     source: Checkpoint
     name: str  # what the caller called the checkpoint
     options: ExportOptions
-    quantization: Quantization | None = None  # what is quantized, and how; None: nothing
-    hub: dict[str, str | None] | None = None  # where the checkpoint was downloaded from; None: it is local
-    notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
-    learned: LearnedWeights | None = None  # what was learned, and folded scales; None: nothing is quantized
-    adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
+    quantization: Quantization | None  # what is quantized, and how; None: nothing
+    hub: dict[str, str | None] | None  # where the checkpoint was downloaded from; None: it is local
+    notes: tuple[str, ...]  # sentences for the manifest, beside the checkpoint's own
+    learned: LearnedWeights  # what was learned, and the scales that are folded into the weights of source
+    adapters: AdapterPlan | None  # adapters that are kept apart, and room for later ones; None: none
 
     @property
     def layers(self) -> tuple[LayerDescription, ...]:
@@ -66,12 +66,10 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     from lucid_deploy.artifact.quantized_bytes import write_scales
     from lucid_deploy.export import genai
     from lucid_deploy.export.adapters import plan_file, write_new
-    from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.trace import trace_caches
     from lucid_deploy.export.weights import plan_weights, write_weights
 
     options, learned = contents.options, contents.learned
-    folded = {} if learned is None else learned.folded
     traced, left_out = trace_caches(contents, progress)
     transposed = {frozenset(graph.transposed) for stages in traced.values() for graph in stages.values()}
     assert len(transposed) == 1, "all graphs must read the shared weights in one layout"
@@ -79,16 +77,16 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     digest = write_weights(
         building / WEIGHTS,
         plan,
-        with_scales(contents.source, folded),
+        contents.source,
         contents.quantization,
         lambda done, total: progress("Writing weights", done, total),
-        None if learned is None else learned.parts,
+        learned.parts,
     )
-    write_scales(building, folded)
+    write_scales(building, learned.folded)
     stacked = {} if contents.adapters is None else plan_file(contents.adapters, options.dtype)
     slots = None
     if contents.adapters is not None:
-        slots = write_new(building, contents.adapters, stacked, options.dtype, folded)
+        slots = write_new(building, contents.adapters, stacked, options.dtype, learned.folded)
     forms = _write_graphs(building, options, traced, plan, stacked)
     notes = copy_companions(contents.source.directory, building)
     manifest = dataclasses.replace(_manifest(contents, forms, left_out, set(*transposed), notes), adapters=slots)

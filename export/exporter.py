@@ -1,4 +1,4 @@
-"""Export a checkpoint to an artifact: check the request, choose quantized values, trace, write atomically."""
+"""Export a checkpoint to an artifact: check, plan what is quantized, learn where that is planned, write atomically."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def export(
     # Imported before the artifact is begun: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.quantize.choose import learn, plan
+    from lucid_deploy.export.quantize.plan import learn, plan
     from lucid_deploy.export.quantize.stored import resolve_stored
 
     options = dataclasses.replace(options, quantize=resolve_stored(source, options.quantize))
@@ -64,7 +64,7 @@ def export(
     notes = (*tried, *(() if planned is None else planned.notes), *(() if adapters is None else adapters.notes))
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
-            learned, quantization = learn(source, planned, options.dtype, progress) if planned else (None, None)
+            source, learned, quantization = learn(source, planned, options.dtype, progress)
             contents = ArtifactContents(source, str(checkpoint), options, quantization, hub, notes, learned, adapters)
             write_artifact(building, contents, progress or (lambda *_: None))
             check_output(output, options.overwrite)  # again: it may have appeared since
