@@ -14,19 +14,16 @@ from lucid_deploy.artifact import (
     ADAPTERS,
     CACHES,
     MANIFEST,
-    OPSET_TENSOR_SCATTER,
     STAGES,
-    VERIFY,
     WEIGHTS,
     GraphForm,
     GraphInfo,
     Manifest,
 )
 from lucid_deploy.artifact.manifest import FileFacts, form_name
-from lucid_deploy.errors import LucidError
 from lucid_deploy.export.companions import copy_companions
-from lucid_deploy.export.options import NO_STATIC_FP8, ExportOptions
-from lucid_deploy.model.description import describe, drafts_unsupported_reason
+from lucid_deploy.export.options import ExportOptions
+from lucid_deploy.model.description import describe
 from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.version import __version__
 
@@ -47,11 +44,11 @@ class ArtifactContents:
     source: Checkpoint
     name: str  # what the caller called the checkpoint
     options: ExportOptions
-    quantization: Quantization | None = None  # what is quantized, and how; None: nothing
-    hub: dict[str, str | None] | None = None  # where the checkpoint was downloaded from; None: it is local
-    notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
-    learned: LearnedWeights | None = None  # what was learned, and folded scales; None: nothing is quantized
-    adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
+    quantization: Quantization | None  # what is quantized, and how; None: nothing
+    hub: dict[str, str | None] | None  # where the checkpoint was downloaded from; None: it is local
+    notes: tuple[str, ...]  # sentences for the manifest, beside the checkpoint's own
+    learned: LearnedWeights  # what was learned, and the scales that are folded into the weights of source
+    adapters: AdapterPlan | None  # adapters that are kept apart, and room for later ones; None: none
 
     @property
     def layers(self) -> tuple[LayerDescription, ...]:
@@ -69,28 +66,27 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     from lucid_deploy.artifact.quantized_bytes import write_scales
     from lucid_deploy.export import genai
     from lucid_deploy.export.adapters import plan_file, write_new
-    from lucid_deploy.export.quantize.folds import with_scales
+    from lucid_deploy.export.trace import trace_caches
     from lucid_deploy.export.weights import plan_weights, write_weights
 
     options, learned = contents.options, contents.learned
-    folded = {} if learned is None else learned.folded
-    traced, left_out = _trace_caches(contents, progress)
+    traced, left_out = trace_caches(contents, progress)
     transposed = {frozenset(graph.transposed) for stages in traced.values() for graph in stages.values()}
     assert len(transposed) == 1, "all graphs must read the shared weights in one layout"
     plan = plan_weights(contents.source.stored_shapes(), set(*transposed), options.dtype, contents.quantization)
     digest = write_weights(
         building / WEIGHTS,
         plan,
-        with_scales(contents.source, folded),
+        contents.source,
         contents.quantization,
         lambda done, total: progress("Writing weights", done, total),
-        None if learned is None else learned.parts,
+        learned.parts,
     )
-    write_scales(building, folded)
+    write_scales(building, learned.folded)
     stacked = {} if contents.adapters is None else plan_file(contents.adapters, options.dtype)
     slots = None
     if contents.adapters is not None:
-        slots = write_new(building, contents.adapters, stacked, options.dtype, folded)
+        slots = write_new(building, contents.adapters, stacked, options.dtype, learned.folded)
     forms = _write_graphs(building, options, traced, plan, stacked)
     notes = copy_companions(contents.source.directory, building)
     manifest = dataclasses.replace(_manifest(contents, forms, left_out, set(*transposed), notes), adapters=slots)
@@ -99,68 +95,6 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _trace_caches(
-    contents: ArtifactContents, progress: Progress
-) -> tuple[dict[str, dict[str, Traced]], dict[str, str]]:
-    """Trace the stages with every kind of cache that is asked for; let graphs read quantized weights if there are any.
-
-    Prefill graphs are the same for both kinds of cache, so they are traced once, with the first kind.
-
-    Returns:
-        The graphs by cache and stage; and for each kind of cache that is left out, the reason.
-    """
-    from lucid_deploy.export.graph_file import other_names
-    from lucid_deploy.export.passes.quantize_weights import quantize_weights
-
-    options, left_out = contents.options, {}
-    caches = CACHES if options.every_form else (options.cache or CACHES[0],)
-    if len(caches) > 1 and options.stored_cache_dtype == "fp8":
-        caches, left_out = caches[:1], {"static": NO_STATIC_FP8}
-    traced: dict[str, dict[str, Traced]] = {}
-    for cache in caches:
-        traced[cache] = {}
-        stages = _stages(contents, cache)
-        for step, stage in enumerate(stages):
-            if stage == STAGES[0] and cache != caches[0]:
-                continue
-            progress(f"Tracing {stage}" if cache == caches[0] else f"Tracing {stage}, {cache} cache", step, len(stages))
-            growing = traced[caches[0]].get(stage) if cache != caches[0] else None
-            try:
-                traced[cache][stage] = _trace(contents, cache, stage, growing)
-            except LucidError as error:  # a class of transformers may run other code with a static cache
-                if cache == caches[0]:
-                    raise
-                left_out[cache] = str(error)
-                del traced[cache]
-                break
-        progress("Tracing", len(stages), len(stages))
-    if contents.quantization is not None:
-        for graph in (graph for stages in traced.values() for graph in stages.values()):
-            names = other_names(graph.model, contents.source.stored_shapes())
-            quantize_weights(graph.model, contents.quantization, names)
-    return traced, left_out
-
-
-def _trace(contents: ArtifactContents, cache: str, stage: str, growing: Traced | None) -> Traced:
-    """Trace a stage; one with a static cache is derived from its ``growing`` graph where that can be done."""
-    from lucid_deploy.export.trace import derive_static, trace
-
-    options = contents.options
-    if growing is not None:
-        derived = derive_static(growing, contents.layers, stage, options.opset_for(cache))
-        if derived is not None:
-            return derived
-    slots = None if contents.adapters is None else contents.adapters.slots
-    return trace(contents.source.config, stage, options, cache, contents.float32_head, slots)
-
-
-def _stages(contents: ArtifactContents, cache: str) -> tuple[str, ...]:
-    """Return the stages to export; ``verify`` only if caches take several rows a step and can drop rejected drafts."""
-    writes_rows = cache != "static" or contents.options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else one row a step
-    reason = drafts_unsupported_reason(contents.layers)
-    return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
 
 
 def _write_graphs(

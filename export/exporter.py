@@ -1,4 +1,4 @@
-"""Export a checkpoint to an artifact: check the request, choose quantized values, trace, write atomically."""
+"""Export a checkpoint to an artifact: check, plan what is quantized, learn where that is planned, write atomically."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, write_artifact
-from lucid_deploy.export.companions import check_links, check_tokenizer
-from lucid_deploy.export.options import ExportOptions, check_assumed, check_output, check_request, check_target
+from lucid_deploy.export.companions import check_links
+from lucid_deploy.export.options import ExportOptions, check_output, check_request, check_source
 from lucid_deploy.export.quantize.method import Progress
 from lucid_deploy.files import atomic_folders
 
@@ -50,15 +50,13 @@ def export(
         options.merge_adapter,
         options.trust_remote_code,
     )
-    check_assumed(source, options.assume_unused)
-    check_target(source.directory, output)
-    check_tokenizer(source.directory)
+    check_source(source, output, options)
     adapters = plan_adapters(source, options)
     tried = _try_class(source, progress)
     # Imported before the artifact is begun: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.quantize.choose import learn, plan
+    from lucid_deploy.export.quantize.plan import learn, plan
     from lucid_deploy.export.quantize.stored import resolve_stored
 
     options = dataclasses.replace(options, quantize=resolve_stored(source, options.quantize))
@@ -66,7 +64,7 @@ def export(
     notes = (*tried, *(() if planned is None else planned.notes), *(() if adapters is None else adapters.notes))
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
-            learned, quantization = learn(source, planned, options.dtype, progress) if planned else (None, None)
+            source, learned, quantization = learn(source, planned, options.dtype, progress)
             contents = ArtifactContents(source, str(checkpoint), options, quantization, hub, notes, learned, adapters)
             write_artifact(building, contents, progress or (lambda *_: None))
             check_output(output, options.overwrite)  # again: it may have appeared since

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from lucid_deploy.artifact import ADAPTERS, WEIGHTS
+from lucid_deploy.artifact.quantization import EMBEDDING, PACKED, ROWS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.passes.pair_heads import pair_heads
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lucid_deploy.export.weights import StoredTensor
-
-_EMBEDDING = "model.embed_tokens.weight"
-
-
-def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return ``{stored name: "lm_head.weight"}``; a tied head is stored as the embedding. {} without lm_head."""
-    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
 def write_graph(
@@ -44,8 +38,6 @@ def write_graph(
         adapters: Where the stacked matrices of adapters lie in the adapter file.
     """
     import onnx_ir as ir
-
-    from lucid_deploy.artifact.quantization import PACKED, ROWS
 
     types = {"float32": ir.DataType.FLOAT}
     for value in model.graph.initializers.values():
@@ -85,7 +77,7 @@ def _check(path: Path) -> None:
 
 def _stored_name(name: str, plan: Collection[str]) -> str:
     """Return the stored name of a graph's weight: a tied head is the embedding, whichever name the tracer kept."""
-    return name if name in plan else _EMBEDDING
+    return name if name in plan else EMBEDDING
 
 
 def _attach_functions(proto: onnx.ModelProto) -> None:

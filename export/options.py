@@ -12,6 +12,7 @@ from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST, OPSET_TENSOR_SCATTER
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import read_text
+from lucid_deploy.export.companions import check_tokenizer
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 if TYPE_CHECKING:
@@ -171,11 +172,13 @@ def check_target(checkpoint: Path, output: Path) -> None:
         raise LucidError(f"The output {output} lies inside the checkpoint {checkpoint}. Choose another output.")
 
 
-def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
-    """Refuse keys that are not among the unknown ones: the manifest's ``options`` would list a misspelt key too."""
-    needless = [key for key in assume_unused if key not in source.assumed_unused]
-    if needless:
+def check_source(source: Checkpoint, output: Path, options: ExportOptions) -> None:
+    """Check the options' keys, the output and the tokenizer against the checkpoint, whose weights are not read."""
+    needless = [key for key in options.assume_unused if key not in source.assumed_unused]
+    if needless:  # the manifest's options would list a misspelt key too
         raise LucidError(
             f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
             f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
         )
+    check_target(source.directory, output)
+    check_tokenizer(source.directory)

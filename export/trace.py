@@ -1,27 +1,30 @@
-"""Trace the PyTorch model into the prefill, decode and verify graphs, without weights, so memory stays small."""
+"""Trace the PyTorch model into all graphs of an export, without weights, so that memory stays small."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lucid_deploy.artifact import VERIFY, TensorInfo
+from lucid_deploy.artifact import CACHES, OPSET_TENSOR_SCATTER, STAGES, VERIFY, TensorInfo
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.capture import capture
+from lucid_deploy.export.options import NO_STATIC_FP8
 from lucid_deploy.export.passes.naming import layers_of, name_axes, name_values
 from lucid_deploy.export.passes.optimize import optimize
+from lucid_deploy.export.passes.quantize_weights import quantize_weights
 from lucid_deploy.export.passes.repeat_layers import Excerpt, NotRepeatable, excerpt, repeat_layers, repeat_names
-from lucid_deploy.export.passes.static_cache import static_cache
+from lucid_deploy.export.passes.static_cache import static_cache, write_rows
 from lucid_deploy.export.passes.store_transposed import store_transposed
-from lucid_deploy.export.passes.write_rows import write_rows
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.description import LayerDescription, describe
+from lucid_deploy.model.description import LayerDescription, describe, drafts_unsupported_reason
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from lucid_deploy.export.artifact_files import ArtifactContents
     from lucid_deploy.export.options import ExportOptions
+    from lucid_deploy.export.quantize.method import Progress
     from lucid_deploy.model.adapter_slots import Slots
 
 Descriptions: TypeAlias = tuple[LayerDescription, ...]
@@ -79,6 +82,58 @@ def _cache_infos(layers: Descriptions, prefix: str, tokens: str, ring: str) -> l
 
 def _is_static(stage: str, cache: str) -> bool:
     return stage != "prefill" and cache == "static"
+
+
+def trace_caches(contents: ArtifactContents, progress: Progress) -> tuple[dict[str, dict[str, Traced]], dict[str, str]]:
+    """Make the stages' graphs with every kind of cache that is asked for; they read quantized weights if there are any.
+
+    Prefill graphs are the same for both kinds of cache, so they are traced once, with the first kind. The other graphs
+    of the second kind are derived from those of the first one where that can be done.
+
+    Returns:
+        The graphs by cache and stage; and for each kind of cache that is left out, the reason.
+    """
+    options, source, left_out = contents.options, contents.source, {}
+    first, *others = CACHES if options.every_form else (options.cache or CACHES[0],)
+    if others and options.stored_cache_dtype == "fp8":
+        others, left_out = [], {"static": NO_STATIC_FP8}
+    traced: dict[str, dict[str, Traced]] = {}
+    for cache in (first, *others):
+        traced[cache] = {}
+        stages = _stages(contents, cache)
+        for step, stage in enumerate(stages):
+            if stage == STAGES[0] and cache != first:
+                continue
+            progress(f"Tracing {stage}" if cache == first else f"Tracing {stage}, {cache} cache", step, len(stages))
+            growing = traced[first].get(stage) if cache != first else None
+            try:
+                traced[cache][stage] = _derive_or_trace(contents, stage, cache, growing)
+            except LucidError as error:  # a class of transformers may run other code with a static cache
+                if cache == first:
+                    raise
+                left_out[cache] = str(error)
+                del traced[cache]
+                break
+        progress("Tracing", len(stages), len(stages))
+    if contents.quantization is not None:
+        for model in (graph.model for stages in traced.values() for graph in stages.values()):
+            names = {source.stored_name(str(name)): str(name) for name in model.graph.initializers}
+            quantize_weights(model, contents.quantization, names)
+    return traced, left_out
+
+
+def _stages(contents: ArtifactContents, cache: str) -> tuple[str, ...]:
+    """Return the stages to export; ``verify`` only if caches take several rows a step and can drop rejected drafts."""
+    writes_rows = cache != "static" or contents.options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else one row a step
+    reason = drafts_unsupported_reason(contents.layers)
+    return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
+
+
+def _derive_or_trace(contents: ArtifactContents, stage: str, cache: str, growing: Traced | None) -> Traced:
+    options = contents.options
+    derived = growing and derive_static(growing, contents.layers, stage, options.opset_for(cache))
+    slots = None if contents.adapters is None else contents.adapters.slots
+    return derived or trace(contents.source.config, stage, options, cache, contents.float32_head, slots)
 
 
 def derive_static(growing: Traced, layers: Descriptions, stage: str, opset: int) -> Traced | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lucid_deploy.artifact.quantization import (
     BLOCK_SIZES,
+    EMBEDDING,
     FLOAT_SCHEMES,
     STORED,
     Method,
@@ -20,7 +21,6 @@ from lucid_deploy.artifact.quantized_bytes import pack_nibbles
 from lucid_deploy.cache.layout import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.options import QuantizeOptions, check_kernels
-from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.packed.weight import FloatWeight
 
 if TYPE_CHECKING:

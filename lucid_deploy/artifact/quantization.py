@@ -33,6 +33,7 @@ TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
 # The smallest scale where scales must be positive, by their type: a block of zeros has it.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 NEAREST, HQQ, DISTILL = "rtn", "hqq", "distill"  # methods that other modules refer to
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # one weight if the head is tied
 STORED = "stored"  # values are taken over from a checkpoint that is already quantized
 
 
@@ -207,8 +208,8 @@ class Quantization:
     def block_sizes(self, tied: bool) -> dict[str, int]:
         """Return every quantized weight's block size by name; a tied head's too, if the embedding is quantized."""
         sizes = {weight_and_rows(name)[0]: tensor.block_size for name, tensor in self.tensors.items()}
-        if tied and "model.embed_tokens.weight" in sizes:
-            sizes["lm_head.weight"] = sizes["model.embed_tokens.weight"]
+        if tied and EMBEDDING in sizes:
+            sizes[HEAD] = sizes[EMBEDDING]
         return sizes
 
     def pieces(self, weight: str) -> list[str]:

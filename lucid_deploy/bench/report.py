@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import WEIGHTS
+from lucid_deploy.artifact.quantization import EMBEDDING
 from lucid_deploy.bench.machine import distrust
 from lucid_deploy.bench.runner import Measurement, Plan
 from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
-from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.description import describe, layout_of
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import EMBEDDING, Quantization, QuantizedTensor
 from lucid_deploy.bench import Measurement, Plan
 from lucid_deploy.bench.report import build_report, decode_bytes, paired_ratio
-from lucid_deploy.export.quantize.plan import EMBEDDING
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

@@ -20,7 +20,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions
 from lucid_deploy.export.calibration import CalibrationRows
 from lucid_deploy.export.passes.repeat_layers import excerpt
-from lucid_deploy.export.quantize import choose
+from lucid_deploy.export.quantize import plan as planning
 from lucid_deploy.export.quantize.distill import METHOD
 from lucid_deploy.export.quantize.equalize import equalizing_scales, first_stream, load_layer, run_layer
 from lucid_deploy.export.quantize.folds import with_scales
@@ -162,7 +162,7 @@ def test_columns_of_experts_are_made_alike(tmp_path: Path) -> None:
     """Qwen2-MoE: the router and an expert that all tokens share read the same norm."""
     path = checkpoint(tmp_path / "checkpoint", "qwen2_moe", {}, num_hidden_layers=1, layer_types=["full_attention"])
     source = Checkpoint(path)
-    plan = choose.plan(source, ExportOptions(quantize=QuantizeOptions("int4"))).quantization
+    plan = planning.plan(source, ExportOptions(quantize=QuantizeOptions("int4"))).quantization
     assert not any(name.endswith("gate.weight") for name in plan.tensors)  # neither the router nor the shared one's
     scales = equalizing_scales(source, plan, "float32")
     mlp = "model.layers.0.mlp."
@@ -195,7 +195,7 @@ def test_a_class_is_quantized(tmp_path: Path) -> None:
 def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) -> None:
     """GPT-2 multiplies by matrices that are stored as [in, out], and has a table of positions."""
     source = Checkpoint(checkpoint(tmp_path, "gpt2", {}))
-    assert {*choose._quantizable(source)[0]} == {"model.embed_tokens.weight"}
+    assert {*planning._quantizable(source)[0]} == {"model.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_layers_run_one_by_one_as_in_the_model(kind: str, keys: dict[str, Any], 
 
 def test_scales_of_a_class_are_learned(mixed: Path) -> None:
     source = Checkpoint(mixed)
-    plan = choose.plan(source, ExportOptions(quantize=QuantizeOptions("int8", method="rtn"))).quantization
+    plan = planning.plan(source, ExportOptions(quantize=QuantizeOptions("int8", method="rtn"))).quantization
     ids = np.random.default_rng(0).integers(64, size=(8, 100))
     learned, _ = METHOD.learn(source, plan, CalibrationRows([ids], {}), "float32", None)
     assert {*learned.parts} == {name for name in plan.tensors if name != "model.embed_tokens.weight"}

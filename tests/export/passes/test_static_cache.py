@@ -10,7 +10,7 @@ from onnx import helper
 
 from lucid_deploy.artifact import OPSET_TENSOR_SCATTER
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.export.passes.write_rows import write_rows
+from lucid_deploy.export.passes.static_cache import write_rows
 from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run
