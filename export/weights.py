@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Chosen = dict[str, Rounded]  # by name, all rows of each weight whose quantized values were learned
+Chosen = dict[str, Rounded]  # by name, all rows of each weight of which scales, offsets or numbers were learned
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ def learn(
     """Equalize weights and learn quantized values, as planned; others are rounded when they are written.
 
     Returns:
-        A view of the checkpoint with equalized weights; what was learned, and the scales; the completed record.
+        A view of the checkpoint with all scales folded into its weights; what was learned; the completed record.
     """
     learned, folded = LearnedWeights(), {}
     if planned is None:
@@ -289,12 +289,12 @@ def learn(
     options, quantization, rows = planned.options, planned.quantization, planned.rows
     if options.equalizes:
         folded = equalizing_scales(source, quantization, dtype, progress, rows)
-        source = with_scales(source, folded)
     if rows is not None:
-        learned, quantization = options.chosen_method.learn(source, quantization, rows, dtype, progress)
+        equalized = with_scales(source, folded)
+        learned, quantization = options.chosen_method.learn(equalized, quantization, rows, dtype, progress)
     if options.equalizes:
         learned.folded |= folded
         method = quantization.method
         settings = {**method.settings, "equalization": ALPHA}
         quantization = replace(quantization, method=replace(method, settings=settings))
-    return source, learned, quantization
+    return with_scales(source, learned.folded), learned, quantization

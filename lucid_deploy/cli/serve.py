@@ -80,8 +80,8 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 def command(artifact: str, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 
-    Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM, SIGHUP or
-    Ctrl-C once running requests are done.
+    Answers /v1/completions, /v1/chat/completions, /v1/responses and /v1/models, /healthz and /metrics. Stops at
+    SIGTERM, SIGHUP or Ctrl-C once running requests are done.
 
     Example: lucid-deploy serve ./artifact --port 8000
     """

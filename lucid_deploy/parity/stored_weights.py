@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _SLACK = 1e-3
 # Relative: the recorded distance has 7 digits, and may come from sums in another order.
 _DISTANCE_SLACK = 1e-5
-_FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds a scale of E4M3 or NVFP4 once or twice
+_FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds the scale of an FP8 or NVFP4 weight once or twice
 # Rounding a scale to half precision changes every weight of its block: relatively by this share, and absolutely by half
 # the spacing of subnormal numbers (float16 below 2^-14 has multiples of 2^-24).
 _SCALE_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}

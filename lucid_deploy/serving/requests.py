@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,7 +20,7 @@ from lucid_deploy.serving import fields
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
-from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
+from lucid_deploy.serving.tool_reader import ToolUse, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # most alternatives that are reported for one position, over all generations of a request
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
@@ -199,6 +201,55 @@ class RequestReader:
     @cached_property
     def _guides(self) -> GuideFactory:  # made when first used, as it needs llguidance
         return GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
+
+
+def messages_of(given: list[fields.Message]) -> list[dict[str, Any]]:
+    """Return messages as templates expect them: content as one text, arguments as objects; FieldError if wrong."""
+    out: list[dict[str, Any]] = []
+    known: set[str] = set()
+    for index, message in enumerate(given):
+        where = f"messages[{index}]"
+        calls = message.tool_calls or []
+        if calls and message.role != "assistant":
+            raise FieldError(f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls")
+        if message.content is None and not calls:
+            raise FieldError(f"The field {where}.content is missing.", f"{where}.content", "missing_field")
+        content = message.content
+        # Most templates expect one text.
+        text = "" if content is None else content if isinstance(content, str) else "".join(p.text for p in content)
+        role = "system" if message.role == "developer" else message.role
+        made: dict[str, Any] = {"role": role, "content": text}
+        if message.name is not None:
+            made["name"] = message.name
+        if calls:
+            made["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
+            known |= {call.id for call in calls}
+        _check_result(where, message, known)
+        if message.tool_call_id is not None:
+            made["tool_call_id"] = message.tool_call_id
+        out.append(made)
+    return out
+
+
+def _check_result(where: str, message: fields.Message, known: set[str]) -> None:
+    field = f"{where}.tool_call_id"
+    if message.role != "tool":
+        if message.tool_call_id is not None:
+            raise FieldError(f"{field}: only messages of the role tool have one.", field)
+    elif message.tool_call_id is None:
+        raise FieldError(f"The field {field} is missing.", field, "missing_field")
+    elif message.tool_call_id not in known:
+        raise FieldError(f"{field}: no earlier assistant message has a tool call with this id.", field)
+
+
+def _call(where: str, call: Any) -> dict[str, Any]:
+    field = f"{where}.function.arguments"
+    arguments = None
+    with suppress(ValueError, RecursionError):
+        arguments = json.loads(call.function.arguments)
+    if not isinstance(arguments, dict):
+        raise FieldError(f"{field} is not the text of a JSON object.", field)
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:

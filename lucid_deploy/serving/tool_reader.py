@@ -1,10 +1,8 @@
-"""Tools of a request: what the template shows, what the answer must be, and the calls among earlier messages."""
+"""Tools of a request: what the template shows, and what the answer must be."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema
 from lucid_deploy.json_fields import FieldError, named_field
-from lucid_deploy.serving.fields import ChatRequest, Message, PlainText, Tool, ToolChoice
+from lucid_deploy.serving.fields import ChatRequest, PlainText, Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
 
 
@@ -87,52 +85,3 @@ def _shown(tool: Tool) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(tool)
     function = {name: value for name, value in shown["function"].items() if value is not None and name != "strict"}
     return {"type": "function", "function": function}
-
-
-def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as templates expect them: content as one text, arguments as objects; FieldError if wrong."""
-    out: list[dict[str, Any]] = []
-    known: set[str] = set()
-    for index, message in enumerate(given):
-        where = f"messages[{index}]"
-        calls = message.tool_calls or []
-        if calls and message.role != "assistant":
-            raise FieldError(f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls")
-        if message.content is None and not calls:
-            raise FieldError(f"The field {where}.content is missing.", f"{where}.content", "missing_field")
-        content = message.content
-        # Most templates expect one text.
-        text = "" if content is None else content if isinstance(content, str) else "".join(p.text for p in content)
-        role = "system" if message.role == "developer" else message.role
-        made: dict[str, Any] = {"role": role, "content": text}
-        if message.name is not None:
-            made["name"] = message.name
-        if calls:
-            made["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
-            known |= {call.id for call in calls}
-        _check_result(where, message, known)
-        if message.tool_call_id is not None:
-            made["tool_call_id"] = message.tool_call_id
-        out.append(made)
-    return out
-
-
-def _check_result(where: str, message: Message, known: set[str]) -> None:
-    field = f"{where}.tool_call_id"
-    if message.role != "tool":
-        if message.tool_call_id is not None:
-            raise FieldError(f"{field}: only messages of the role tool have one.", field)
-    elif message.tool_call_id is None:
-        raise FieldError(f"The field {field} is missing.", field, "missing_field")
-    elif message.tool_call_id not in known:
-        raise FieldError(f"{field}: no earlier assistant message has a tool call with this id.", field)
-
-
-def _call(where: str, call: Any) -> dict[str, Any]:
-    field = f"{where}.function.arguments"
-    arguments = None
-    with suppress(ValueError, RecursionError):
-        arguments = json.loads(call.function.arguments)
-    if not isinstance(arguments, dict):
-        raise FieldError(f"{field} is not the text of a JSON object.", field)
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

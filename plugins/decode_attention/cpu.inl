@@ -1,5 +1,6 @@
 // Attention of a few new tokens, head by head, from the peaks, totals and sums of the cache's chunks: first solves the
-// triangle of the new tokens row by row, then joins the chunks and the new tokens in the softmax of each query.
+// triangle of the new tokens row by row (CachedAttention, which solves nothing, takes V as it is), then joins the chunks
+// and the new tokens in the softmax of each query.
 
 template <class A, class B>
 float dot(const A* a, const B* b, size_t width) {

@@ -1,6 +1,6 @@
 // Attention of a few new tokens over the cache, for all query heads of a key/value head and the new keys, in one pass.
 //
-// The N new keys are extra rows beside the N·G queries. T is the model's type, S the cache's: rows of float, Half or int8_t
+// Where the new tokens' Y is solved for, the N new keys are extra rows beside the N·G queries. T is the model's type, S the cache's: rows of float, Half or int8_t
 // are converted in registers, except keys that are transposed first and rows narrower than a vector. The scale of an
 // int8 row multiplies the row's scores (K) or weights (Y), not the row. Each task takes a chunk of the context, and
 // writes peaks, totals and sums to the workspace.
@@ -45,7 +45,7 @@ struct Decode {
 
 // The query rows of a task and its scratch memory.
 struct Fresh {
-    float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries over √d, then new keys over their norms and √d
+    float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries over √d, then, if solved, new keys over their norms and √d
     float* turned;  // [D][kColumns]: a tile's keys, transposed; null if they are not transposed
     float* fresh;   // [kLanes]: 0 for elements of the last vector that overlap the one before it, else 1
     float* weights; // [rows][kColumns]: scores, then weights

@@ -83,8 +83,8 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
 
     Columns are read in chunks, so that few threads share a row: this saves masks, addresses and sums across threads.
 
-    In float32 each key is multiplied by a power of two, from its largest magnitude; the scores still contain it. In the
-    other types the powers are 1.
+    In float32 each key is first multiplied by a power of two, made from its largest magnitude. The scores contain it,
+    and the caller divides by it. In the other types the powers are 1.
 
     With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. Thus
     keys are read from shared memory once. For E4M3, a square / 16 is exact in float16. For bfloat16, a square is split

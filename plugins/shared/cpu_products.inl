@@ -1,8 +1,8 @@
 // The two matrix products of the CPU kernels for several tokens, scores and weighted sums, with sums in registers.
 //
-// For scores, vector lanes hold rows of a tile (in prefill: queries, or keys whose Y is solved for), and the loop goes
-// over columns (earlier keys). Scores are stored transposed, [column][row]: maxima and sums over columns take no
-// operation across lanes. For weighted sums, lanes hold elements of a row of values. Neither K nor Y has to be packed.
+// Scores: each lane of a vector holds another row of a tile (a query, or a key whose Y is solved for), and the loop goes
+// over columns (earlier keys). So scores are stored transposed, [column][row], and maxima and sums over columns take no
+// operation across lanes. Weighted sums: lanes hold elements of a row of values. Neither K nor Y has to be packed.
 
 constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup …
 constexpr size_t kColumns = 96;                         // … and columns

@@ -12,7 +12,8 @@ from lucid_deploy.artifact.chat import ChatTemplates, TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError, decode
 from lucid_deploy.serving.fields import ChatRequest
-from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
+from lucid_deploy.serving.requests import messages_of
+from lucid_deploy.serving.tool_reader import tool_use_of
 from tests.generation.guided_walks import tokenizer_of
 from tests.serving.tool_examples import TEMPLATES, TIME, WEATHER
 
