@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from lucid_deploy.cache.storage import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
+from lucid_deploy.model.synthetic_tokens import CORRELATED, ONE_TOKEN, synthetic_tokens
 
 # Prompt and steps cross the block sizes 128 and 256 and end inside a block. 256 is crossed by decode steps or, where a
 # schedule decodes only the last FEW_STEPS tokens, by the prefill of the tokens before these.
@@ -169,6 +169,57 @@ SCHEDULES = (
 )
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Which token sequences are run, how long they are (shorter in a short context), and how they are fed."""
+
+    prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
+    steps: int = DECODE_STEPS  # decoded after each prompt
+    schedules: tuple[Schedule, ...] = SCHEDULES  # ways to feed a prompt
+    scenarios: tuple[str, ...] | None = None  # names of the synthetic sequences; None: all. The greedy one always runs.
+    explained: int = 3  # most sequences in which causes are looked for
+
+    @property
+    def has_all_sequences(self) -> bool:
+        """Whether all synthetic sequences are run, with prompts of at least the default length."""
+        return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
+
+    def with_all_steps(self) -> Workload:
+        """Return this workload, but with every forced token decoded in every schedule.
+
+        A cache that rounds needs this: schedules are then different functions, and with more decoded rows the gate for
+        their size is narrower.
+        """
+        return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what a full verification does beyond this workload, a sentence each."""
+        if self.prompt_tokens < PROMPT_TOKENS:
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
+        if self.steps < DECODE_STEPS:
+            yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
+        if self.scenarios is not None:
+            yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
+        run = [schedule.name for schedule in self.schedules]
+        missing = [schedule.name for schedule in SCHEDULES if schedule.name not in run]
+        if missing:
+            yield f"Prompts are not fed {' or '.join(missing)}."
+        if not any(schedule.token_by_token for schedule in self.schedules):
+            yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
+
+
+FULL = Workload()
+
+# Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
+# as in a full run, so that they cross the same blocks. Schedules of many small calls are left out.
+QUICK = Workload(
+    steps=8,
+    schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),
+    scenarios=(ONE_TOKEN, CORRELATED),
+    explained=1,
+)
+
+
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
     """Choose which scenarios run as rows of one batch, which saves time: each call reads all weights of a model.
 
@@ -205,6 +256,17 @@ def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROM
         )
     prompt = min(prompt_tokens, max(room - steps, min(MIN_PROMPT, room - 1)))
     return prompt, min(steps, room - prompt)
+
+
+def all_scenarios(
+    config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
+) -> list[Scenario]:
+    """Return all scenarios of a workload; the greedy one's forced tokens are not known yet."""
+    name, ids, steps = greedy_prompt(config, workload.steps, seed, prompt, workload.prompt_tokens)
+    made = synthetic_scenarios(config, workload.steps, seed, embeddings, workload.prompt_tokens)
+    chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
+    forced = np.zeros(steps, dtype=np.int64)
+    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
 
 
 def synthetic_scenarios(

@@ -6,8 +6,8 @@ import torch
 
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.parity.compare import check
-from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.record import TensorId
+from lucid_deploy.parity.scenarios import QUICK
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import LAYERS, VOCAB, fed, session, small_model
