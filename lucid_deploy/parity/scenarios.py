@@ -32,6 +32,7 @@ AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # and after 256; the prefill before the last decoding has a whole block of tokens and one more.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
 EVERY = sys.maxsize  # all tokens that there are
+FREE_RUNNING = "free-running"  # name of the schedule of free generation; its logits are taken from the forced run
 
 
 @dataclass(frozen=True)
