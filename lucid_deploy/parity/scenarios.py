@@ -262,48 +262,39 @@ def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROM
 def all_scenarios(
     config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
 ) -> list[Scenario]:
-    """Return all scenarios of a workload; the greedy one's forced tokens are not known yet."""
-    name, ids, steps = greedy_prompt(config, workload.steps, seed, prompt, workload.prompt_tokens)
-    made = synthetic_scenarios(config, workload.steps, seed, embeddings, workload.prompt_tokens)
+    """Return all scenarios of a workload; the greedy one, which is last, has no tokens to force yet."""
+    made = synthetic_scenarios(config, workload, seed, embeddings)
     chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
-    forced = np.zeros(steps, dtype=np.int64)
-    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
+    return [*chosen, _greedy_scenario(config, workload, seed, prompt)]
 
 
 def synthetic_scenarios(
-    config: LucidConfig,
-    steps: int = DECODE_STEPS,
-    seed: int = 0,
-    embeddings: Array | None = None,
-    prompt_tokens: int = PROMPT_TOKENS,
+    config: LucidConfig, workload: Workload = FULL, seed: int = 0, embeddings: Array | None = None
 ) -> list[Scenario]:
     """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
 
     With ``embeddings``, ``(vocab, hidden)``, correlated tokens are neighbours in cosine distance.
     """
-    prompt, steps = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
+    prompt, steps = fit_lengths(config.max_position_embeddings, workload.steps, workload.prompt_tokens)
     sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)
     return [Scenario(name, ids[:prompt], ids[prompt:], few_draws=name == ONE_TOKEN) for name, ids in sequences.items()]
 
 
-def greedy_prompt(
-    config: LucidConfig, steps: int, seed: int, prompt: Array | None = None, prompt_tokens: int = PROMPT_TOKENS
-) -> tuple[str, Array, int]:
-    """Return name, prompt and decode steps of the scenario that the baseline continues greedily.
-
-    ``prompt`` are the token ids of a real prompt, int ``(P,)``; None: random ones.
-    """
-    length, fitted = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
+def _greedy_scenario(config: LucidConfig, workload: Workload, seed: int, prompt: Array | None) -> Scenario:
+    """Return the scenario that the baseline continues: a prompt, int ``(P,)``, or random tokens; zeros are forced."""
+    limit = config.max_position_embeddings
+    length, steps = fit_lengths(limit, workload.steps, workload.prompt_tokens)
+    forced = np.zeros(steps, dtype=np.int64)
     if prompt is None:
         rng = np.random.default_rng([seed, 1])  # its own stream: the random scenario has different tokens
-        return "greedy", rng.integers(config.vocab_size, size=length), fitted
+        return Scenario("greedy", rng.integers(config.vocab_size, size=length), forced, greedy=True, alone=True)
     ids = np.asarray(prompt, dtype=np.int64)
     if ids.size == 0:
         raise LucidError("The prompt to verify with is empty.")
-    room = config.max_position_embeddings - PADDING - len(ids)
+    room = limit - PADDING - len(ids)
     if room < 1:
         raise LucidError(
-            f"The prompt has {len(ids)} tokens; verification can take {config.max_position_embeddings - PADDING - 1} "
-            f"of the model's {config.max_position_embeddings} (max_position_embeddings); padding and new tokens follow."
+            f"The prompt has {len(ids)} tokens; verification can take {limit - PADDING - 1} of the model's {limit} "
+            "(max_position_embeddings); padding and new tokens follow."
         )
-    return "prompt", ids, min(steps, room)
+    return Scenario("prompt", ids, forced[:room], greedy=True)

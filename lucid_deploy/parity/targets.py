@@ -107,7 +107,6 @@ def prepare(
     baseline: Source,
     reference: Source,
     *,
-    steps: int | None = None,
     seed: int = 0,
     prompt: Array | None = None,
     embeddings: Array | None = None,
@@ -121,14 +120,12 @@ def prepare(
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
         reference: PyTorch in float64, or a function that opens it.
-        steps: Decode steps after each prompt; None: as the workload says.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
         rounded: PyTorch in float64 whose cache rounds as the candidate's does; ValueError if needed and missing.
         more: Scenarios beside the synthetic ones.
     """
     session = opened(baseline)
-    workload = workload if steps is None else replace(workload, steps=steps)
     rounds = rounded_cache.rounds(session)
     workload = workload.with_all_steps() if rounds else workload
     if session.multi_token_unsupported_reason is not None:  # drafts cannot be taken back from a state or a ring
