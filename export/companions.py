@@ -136,19 +136,17 @@ def write_tokenizer(checkpoint: Path, target: Path) -> None:
 
 
 def compare_with_transformers(directory: Path) -> tuple[str, ...]:
-    """Return a note if AutoTokenizer encodes or decodes texts differently, or fails; none without transformers.
+    """Return a note if AutoTokenizer encodes or decodes texts differently, or fails.
 
-    transformers is imported (seconds) only if texts may differ. No code of the checkpoint is run, and no chat template.
+    AutoTokenizer is imported (seconds) only if texts may differ. No code of the checkpoint is run, no chat template.
     """
     settings, config = read_tokenizer_file(directory / CONFIG), read_tokenizer_file(directory / "config.json")
     kind = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
     as_it_is = kind in AS_IT_IS[0] and config.get("model_type") in AS_IT_IS[1] and "auto_map" not in settings
     if as_it_is and not settings.get(_CLEANS):
         return ()
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        return ()
+    from transformers import AutoTokenizer
+
     ours = TextTokenizer(directory)
     added = read_tokenizer_file(directory / "tokenizer.json").get("added_tokens") or []
     special = [*token_names(directory).values(), *(token["content"] for token in added)]

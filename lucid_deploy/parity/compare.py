@@ -15,17 +15,17 @@ import numpy as np
 from lucid_deploy.parity.gate import Comparison, compare_rows
 from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorRows, Trace, record_together
-from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification
+from lucid_deploy.parity.results import FreeRun, ScenarioInfo, Verification
 from lucid_deploy.parity.rounded_cache import read_calls
-from lucid_deploy.parity.scenarios import Schedule, batches
-from lucid_deploy.parity.targets import Source, Target, Targets, opened
+from lucid_deploy.parity.scenarios import FREE_RUNNING, Schedule, batches
+from lucid_deploy.parity.targets import Target, Targets
 from lucid_deploy.runtimes.session import Session
 from lucid_deploy.version import __version__
 
 _distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
 
 
-def check(candidate: Source, targets: Targets, *, progress: Progress | None = None) -> Verification:
+def check(session: Session[Any], targets: Targets, *, progress: Progress | None = None) -> Verification:
     """Run a session over every token sequence, fed in every way; compare what it computes with the targets.
 
     A failed gate is part of the result, not an exception; a result of the wrong shape raises CheckFailed.
@@ -33,12 +33,9 @@ def check(candidate: Source, targets: Targets, *, progress: Progress | None = No
     Raises:
         ValueError: The session computes, or caches, in another type than the targets are for.
     """
-    session: Session[Any] = opened(candidate)
     _check_precision(session, targets)
-    schedules = targets.workload.schedules
     no_drafts = session.multi_token_unsupported_reason or ""
-    if no_drafts:
-        schedules = tuple(schedule for schedule in schedules if not schedule.drafts)
+    schedules = [schedule for schedule in targets.workload.schedules if not (no_drafts and schedule.drafts)]
     scenarios = [target.scenario for target in targets.items]
     comparisons, free_runs = _run(session, targets, schedules, progress)
     return Verification(

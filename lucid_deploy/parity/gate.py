@@ -37,9 +37,8 @@ from lucid_deploy.parity.metrics import (
     tensor_metrics,
     zero_errors,
 )
-from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace
-from lucid_deploy.parity.scenarios import MIN_PROMPT, Scenario
+from lucid_deploy.parity.scenarios import MIN_PROMPT, Scenario, Workload
 from lucid_deploy.runtimes.session import Array
 
 # Another order of summation, or fused operations, change rounding errors by a small factor: 2 to 3 between correct

@@ -21,10 +21,9 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.parity.gate import FACTOR, UNIT, Gates
 from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace, record_all
-from lucid_deploy.parity.scenarios import MIN_PROMPT, ONE_SHOT, PADDING, Scenario, equal_lengths
+from lucid_deploy.parity.scenarios import MIN_PROMPT, ONE_SHOT, PADDING, Scenario, Workload, equal_lengths
 from lucid_deploy.parity.targets import OtherTrace, Reference, Target, Targets, common_positions
 from lucid_deploy.runtimes.session import Array, Session
 

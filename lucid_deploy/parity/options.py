@@ -1,70 +1,23 @@
-"""Options of a verification, and the workload that they ask for."""
+"""Options of a verification: the workload that they ask for, and the inputs that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.synthetic_tokens import CORRELATED, ONE_TOKEN
-from lucid_deploy.parity.scenarios import DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, Schedule
+from lucid_deploy.model.adapter import Adapter
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.parity.golden import Golden, open_golden
+from lucid_deploy.parity.scenarios import FULL, QUICK, Workload
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Which token sequences are run, how long they are (shorter in a short context), and how they are fed."""
-
-    prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
-    steps: int = DECODE_STEPS  # decoded after each prompt
-    schedules: tuple[Schedule, ...] = SCHEDULES  # ways to feed a prompt
-    scenarios: tuple[str, ...] | None = None  # names of the synthetic sequences; None: all. The greedy one always runs.
-    explained: int = 3  # most sequences in which causes are looked for
-
-    @property
-    def has_all_sequences(self) -> bool:
-        """Whether all synthetic sequences are run, with prompts of at least the default length."""
-        return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
-
-    def with_all_steps(self) -> Workload:
-        """Return this workload, but with every forced token decoded in every schedule.
-
-        A cache that rounds needs this: schedules are then different functions, and with more decoded rows the gate for
-        their size is narrower.
-        """
-        return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
-
-    def left_out(self) -> Iterator[str]:
-        """Yield what a full verification does beyond this workload, a sentence each."""
-        if self.prompt_tokens < PROMPT_TOKENS:
-            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
-        if self.steps < DECODE_STEPS:
-            yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
-        if self.scenarios is not None:
-            yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
-        run = [schedule.name for schedule in self.schedules]
-        missing = [schedule.name for schedule in SCHEDULES if schedule.name not in run]
-        if missing:
-            yield f"Prompts are not fed {' or '.join(missing)}."
-        if not any(schedule.token_by_token for schedule in self.schedules):
-            yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
-
-
-FULL = Workload()
-
-# Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
-# as in a full run, so that they cross the same blocks. Schedules of many small calls are left out.
-QUICK = Workload(
-    steps=8,
-    schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),
-    scenarios=(ONE_TOKEN, CORRELATED),
-    explained=1,
-)
 
 
 @dataclass(frozen=True)
@@ -91,6 +44,26 @@ class VerifyOptions:
         steps = base.steps if self.steps is None else self.steps
         prompt_tokens = base.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
         return replace(base, steps=steps, prompt_tokens=prompt_tokens)
+
+
+class Given(NamedTuple):
+    """The inputs that a verification's options name, after they were read; None: not given."""
+
+    prompt: Array | None
+    text: Array | None
+    golden: Golden | None
+    adapter: Adapter | None
+
+
+def read_given(
+    options: VerifyOptions, source: Checkpoint, layers: tuple[LayerDescription, ...], artifact: Artifact | None
+) -> Given:
+    """Read what options name; LucidError for what is missing, unreadable or does not fit the model."""
+    adapter = None if artifact is None else _adapter(artifact, options.runtime.adapter)
+    if adapter is not None and options.golden is not None:
+        raise LucidError(f"--golden is about the model without an adapter: add --adapter {BASE}.")
+    prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
+    return Given(prompt, text, open_golden(options.golden, source.config, layers, artifact), adapter)
 
 
 def prompt_ids(prompt: str | Array | None, artifact: Artifact | None) -> Array | None:
@@ -120,3 +93,19 @@ def _encoded(text: str, artifact: Artifact | None, option: str, what: str) -> Ar
     if not artifact.path("tokenizer.json").is_file():
         raise LucidError(f"{artifact.directory} has no tokenizer.json to read {option} with; verify without {what}.")
     return np.array(TextTokenizer(artifact.directory).encode(text), dtype=np.int64)
+
+
+def _adapter(artifact: Artifact, name: str | None) -> Adapter | None:
+    """Open the adapter of this name from the folder where PEFT saved it; None for the base and for no name."""
+    if name in (None, BASE):
+        return None
+    stored = next((each for each in artifact.adapters() if each.name == name), None)
+    if stored is None:
+        known = ", ".join((BASE, *(each.name for each in artifact.adapters())))
+        raise LucidError(f"{artifact.directory} has no adapter {name!r}; there are {known}.")
+    if not Path(stored.source).is_dir():
+        raise LucidError(
+            f"The adapter {name} was taken from {stored.source}, which is not there any more. Put it back, or verify "
+            f"others with --adapter; --adapter {BASE} is the model without one."
+        )
+    return Adapter(stored.source)

@@ -17,7 +17,6 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.artifact.quantized_bytes import read_scales, scaled
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.adapters import LinearLayers
@@ -136,22 +135,6 @@ class ReferenceModels:
         session = TorchSession(model)
         session.config = self.candidate.config  # engines may take less context than the model: prompts must fit both
         return session
-
-
-def open_adapter(artifact: Artifact, name: str | None) -> Adapter | None:
-    """Open the adapter of this name from the folder where PEFT saved it; None for the base and for no name."""
-    if name in (None, BASE):
-        return None
-    stored = next((each for each in artifact.adapters() if each.name == name), None)
-    if stored is None:
-        known = ", ".join((BASE, *(each.name for each in artifact.adapters())))
-        raise LucidError(f"{artifact.directory} has no adapter {name!r}; there are {known}.")
-    if not Path(stored.source).is_dir():
-        raise LucidError(
-            f"The adapter {name} was taken from {stored.source}, which is not there any more. Put it back, or verify "
-            f"others with --adapter; --adapter {BASE} is the model without one."
-        )
-    return Adapter(stored.source)
 
 
 def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]]) -> None:

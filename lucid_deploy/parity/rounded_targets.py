@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.parity.gate import Comparison, Gates, compare_rows, share_gates
-from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.progress import CallCounter, Progress, Tick
 from lucid_deploy.parity.record import TensorRows, Trace, record_all
 from lucid_deploy.parity.rounded_cache import (
@@ -22,7 +21,7 @@ from lucid_deploy.parity.rounded_cache import (
     size_factors,
     without_logits,
 )
-from lucid_deploy.parity.scenarios import ONE_SHOT, Scenario, Schedule, equal_lengths
+from lucid_deploy.parity.scenarios import ONE_SHOT, Scenario, Schedule, Workload, equal_lengths
 from lucid_deploy.runtimes.session import Session
 
 

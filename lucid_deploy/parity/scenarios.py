@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from lucid_deploy.cache.storage import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
+from lucid_deploy.model.synthetic_tokens import CORRELATED, ONE_TOKEN, synthetic_tokens
 
 # Prompt and steps cross the block sizes 128 and 256 and end inside a block. 256 is crossed by decode steps or, where a
 # schedule decodes only the last FEW_STEPS tokens, by the prefill of the tokens before these.
@@ -32,6 +32,7 @@ AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # and after 256; the prefill before the last decoding has a whole block of tokens and one more.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
 EVERY = sys.maxsize  # all tokens that there are
+FREE_RUNNING = "free-running"  # name of the schedule of free generation; its logits are taken from the forced run
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,57 @@ SCHEDULES = (
 )
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Which token sequences are run, how long they are (shorter in a short context), and how they are fed."""
+
+    prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
+    steps: int = DECODE_STEPS  # decoded after each prompt
+    schedules: tuple[Schedule, ...] = SCHEDULES  # ways to feed a prompt
+    scenarios: tuple[str, ...] | None = None  # names of the synthetic sequences; None: all. The greedy one always runs.
+    explained: int = 3  # most sequences in which causes are looked for
+
+    @property
+    def has_all_sequences(self) -> bool:
+        """Whether all synthetic sequences are run, with prompts of at least the default length."""
+        return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
+
+    def with_all_steps(self) -> Workload:
+        """Return this workload, but with every forced token decoded in every schedule.
+
+        A cache that rounds needs this: schedules are then different functions, and with more decoded rows the gate for
+        their size is narrower.
+        """
+        return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what a full verification does beyond this workload, a sentence each."""
+        if self.prompt_tokens < PROMPT_TOKENS:
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
+        if self.steps < DECODE_STEPS:
+            yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
+        if self.scenarios is not None:
+            yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
+        run = [schedule.name for schedule in self.schedules]
+        missing = [schedule.name for schedule in SCHEDULES if schedule.name not in run]
+        if missing:
+            yield f"Prompts are not fed {' or '.join(missing)}."
+        if not any(schedule.token_by_token for schedule in self.schedules):
+            yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
+
+
+FULL = Workload()
+
+# Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
+# as in a full run, so that they cross the same blocks. Schedules of many small calls are left out.
+QUICK = Workload(
+    steps=8,
+    schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),
+    scenarios=(ONE_TOKEN, CORRELATED),
+    explained=1,
+)
+
+
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
     """Choose which scenarios run as rows of one batch, which saves time: each call reads all weights of a model.
 
@@ -207,40 +259,42 @@ def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROM
     return prompt, min(steps, room - prompt)
 
 
+def all_scenarios(
+    config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
+) -> list[Scenario]:
+    """Return all scenarios of a workload; the greedy one, which is last, has no tokens to force yet."""
+    made = synthetic_scenarios(config, workload, seed, embeddings)
+    chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
+    return [*chosen, _greedy_scenario(config, workload, seed, prompt)]
+
+
 def synthetic_scenarios(
-    config: LucidConfig,
-    steps: int = DECODE_STEPS,
-    seed: int = 0,
-    embeddings: Array | None = None,
-    prompt_tokens: int = PROMPT_TOKENS,
+    config: LucidConfig, workload: Workload = FULL, seed: int = 0, embeddings: Array | None = None
 ) -> list[Scenario]:
     """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
 
     With ``embeddings``, ``(vocab, hidden)``, correlated tokens are neighbours in cosine distance.
     """
-    prompt, steps = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
+    prompt, steps = fit_lengths(config.max_position_embeddings, workload.steps, workload.prompt_tokens)
     sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)
     return [Scenario(name, ids[:prompt], ids[prompt:], few_draws=name == ONE_TOKEN) for name, ids in sequences.items()]
 
 
-def greedy_prompt(
-    config: LucidConfig, steps: int, seed: int, prompt: Array | None = None, prompt_tokens: int = PROMPT_TOKENS
-) -> tuple[str, Array, int]:
-    """Return name, prompt and decode steps of the scenario that the baseline continues greedily.
-
-    ``prompt`` are the token ids of a real prompt, int ``(P,)``; None: random ones.
-    """
-    length, fitted = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
+def _greedy_scenario(config: LucidConfig, workload: Workload, seed: int, prompt: Array | None) -> Scenario:
+    """Return the scenario that the baseline continues: a prompt, int ``(P,)``, or random tokens; zeros are forced."""
+    limit = config.max_position_embeddings
+    length, steps = fit_lengths(limit, workload.steps, workload.prompt_tokens)
+    forced = np.zeros(steps, dtype=np.int64)
     if prompt is None:
         rng = np.random.default_rng([seed, 1])  # its own stream: the random scenario has different tokens
-        return "greedy", rng.integers(config.vocab_size, size=length), fitted
+        return Scenario("greedy", rng.integers(config.vocab_size, size=length), forced, greedy=True, alone=True)
     ids = np.asarray(prompt, dtype=np.int64)
     if ids.size == 0:
         raise LucidError("The prompt to verify with is empty.")
-    room = config.max_position_embeddings - PADDING - len(ids)
+    room = limit - PADDING - len(ids)
     if room < 1:
         raise LucidError(
-            f"The prompt has {len(ids)} tokens; verification can take {config.max_position_embeddings - PADDING - 1} "
-            f"of the model's {config.max_position_embeddings} (max_position_embeddings); padding and new tokens follow."
+            f"The prompt has {len(ids)} tokens; verification can take {limit - PADDING - 1} of the model's {limit} "
+            "(max_position_embeddings); padding and new tokens follow."
         )
-    return "prompt", ids, min(steps, room)
+    return Scenario("prompt", ids, forced[:room], greedy=True)

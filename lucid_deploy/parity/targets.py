@@ -6,17 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.synthetic_tokens import CORRELATED
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, Gates, compare_rows, derive_gates, share_gates
-from lucid_deploy.parity.options import FULL, Workload
 from lucid_deploy.parity.progress import CallCounter, Progress
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_at_once, record_greedy
 from lucid_deploy.parity.rounded_targets import Rounding, derive_roundings
-from lucid_deploy.parity.scenarios import ONE_SHOT, Scenario, equal_lengths, greedy_prompt, synthetic_scenarios
+from lucid_deploy.parity.scenarios import FULL, ONE_SHOT, Scenario, Workload, all_scenarios, equal_lengths
 from lucid_deploy.runtimes.session import Array, Session
 
 Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed
@@ -111,7 +107,6 @@ def prepare(
     baseline: Source,
     reference: Source,
     *,
-    steps: int | None = None,
     seed: int = 0,
     prompt: Array | None = None,
     embeddings: Array | None = None,
@@ -125,19 +120,17 @@ def prepare(
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
         reference: PyTorch in float64, or a function that opens it.
-        steps: Decode steps after each prompt; None: as the workload says.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
         rounded: PyTorch in float64 whose cache rounds as the candidate's does; ValueError if needed and missing.
         more: Scenarios beside the synthetic ones.
     """
     session = opened(baseline)
-    workload = workload if steps is None else replace(workload, steps=steps)
     rounds = rounded_cache.rounds(session)
     workload = workload.with_all_steps() if rounds else workload
     if session.multi_token_unsupported_reason is not None:  # drafts cannot be taken back from a state or a ring
         workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
-    scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
+    scenarios = [*all_scenarios(session.config, workload, seed, prompt, embeddings), *more]
     if rounds:  # before anything is computed
         rounded_cache.refuse_dropped_rows(session, max(scenario.length for scenario in scenarios))
     scenarios, own = _record_baseline(session, scenarios, progress)
@@ -151,17 +144,6 @@ def prepare(
         added = derive_roundings(session, opened(rounded), own, exact, scenarios, workload, progress)
         items = [replace(item, rounding=rounding) for item, rounding in zip(items, added, strict=True)]
     return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype, workload=workload)
-
-
-def _scenarios(
-    config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
-) -> list[Scenario]:
-    """Return all scenarios; the greedy one's forced tokens are not known yet."""
-    name, ids, steps = greedy_prompt(config, workload.steps, seed, prompt, workload.prompt_tokens)
-    made = synthetic_scenarios(config, workload.steps, seed, embeddings, workload.prompt_tokens)
-    chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
-    forced = np.zeros(steps, dtype=np.int64)
-    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
 
 
 def _record_baseline(

@@ -25,7 +25,7 @@ def render(found: Verification) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    verdict = "[bold red]FAILED[/] " if found.failed or not found.comparisons else "[bold yellow]NOT PROVEN[/] "
+    verdict = "[bold red]FAILED[/] " if found.failed else "[bold yellow]NOT PROVEN[/] "
     verdict = "[bold green]PASSED[/] " if found.passed else verdict
     first = [Text.from_markup(verdict).append(found.verdict())]
     first += [Text(sentence) for sentence in (found.cause(), words.advice(found)) if sentence]

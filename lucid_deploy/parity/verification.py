@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.description import LayerDescription, summarize
+from lucid_deploy.model.description import summarize
 from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Comparison, Coverage
-from lucid_deploy.parity.golden import Golden, add_golden, open_golden
-from lucid_deploy.parity.options import VerifyOptions, prompt_ids, text_ids
+from lucid_deploy.parity.golden import add_golden
+from lucid_deploy.parity.options import Given, VerifyOptions, read_given
 from lucid_deploy.parity.perplexity import cost_of, windows
 from lucid_deploy.parity.progress import Progress
-from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
+from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not_done
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.targets import DEQUANTIZED, Targets, explained_scenarios, prepare
 from lucid_deploy.runtimes.open import open_session, runnable_forms
-from lucid_deploy.runtimes.session import Array, Session
+from lucid_deploy.runtimes.session import Session
 
 __all__ = ["Verification", "VerifyOptions", "verify_against", "verify_artifact"]
 
@@ -52,7 +51,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
-    given = _read(options, source, artifact.manifest.layers, artifact)
+    given = read_given(options, source, artifact.manifest.layers, artifact)
     facts = _facts(artifact, source, options)
 
     def stopped(*made: Check) -> Verification:
@@ -84,25 +83,6 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         artifact_checks=(files, weights),
         form_checks=(*compared, *form_checks),
     )
-
-
-class _Given(NamedTuple):
-    """The inputs that a verification's options name, after they were read; None: not given."""
-
-    prompt: Array | None
-    text: Array | None
-    golden: Golden | None
-    adapter: Adapter | None
-
-
-def _read(
-    options: VerifyOptions, source: Checkpoint, layers: tuple[LayerDescription, ...], artifact: Artifact | None
-) -> _Given:
-    adapter = None if artifact is None else open_adapter(artifact, options.runtime.adapter)
-    if adapter is not None and options.golden is not None:
-        raise LucidError(f"--golden is about the model without an adapter: add --adapter {BASE}.")
-    prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
-    return _Given(prompt, text, open_golden(options.golden, source.config, layers, artifact), adapter)
 
 
 def _other_forms(
@@ -139,11 +119,11 @@ def verify_against(
         artifact: The session's artifact, which gives tokenizer, adapters and quantization; None: it has none of these.
     """
     options = options or VerifyOptions()
-    given = _read(options, source, candidate.layers, artifact)
+    given = read_given(options, source, candidate.layers, artifact)
     return _compare(ReferenceModels(candidate, source, artifact, progress, given.adapter), options, given)[0]
 
 
-def _compare(models: ReferenceModels, options: VerifyOptions, given: _Given) -> tuple[Verification, Targets]:
+def _compare(models: ReferenceModels, options: VerifyOptions, given: Given) -> tuple[Verification, Targets]:
     """Derive the targets and run the candidate through them, and through the text if one is given."""
     candidate, source, progress, golden = models.candidate, models.source, models.progress, given.golden
     targets = prepare(

@@ -1,4 +1,4 @@
-"""The result of a verification in sentences, for the terminal, the page and error messages."""
+"""What terminal, page and JSON say in sentences beside the verdict: advice, coverage, other models, tokens, text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lucid_deploy.parity.gate import FACTOR, Comparison
+from lucid_deploy.parity.gate import FACTOR
 from lucid_deploy.parity.perplexity import TextCost
 
 if TYPE_CHECKING:
@@ -17,89 +17,6 @@ MEANINGS = {
     "Y": "its preconditioned values, which solve L Y = V and are cached in place of V",
     "V": "its values",
 }
-
-
-def verdict(found: Verification) -> str:
-    """Return the result in a few sentences; the first tensor beyond its gate is named with layer and position."""
-    if not found.comparisons:
-        return found.failed_artifact_check
-    failed = _failure(found) or _not_proven(found)
-    if not failed and found.failed_artifact_check:
-        failed = f"What was compared is within its gates, but {found.failed_artifact_check}"
-    return failed or _success(found)
-
-
-def _failure(found: Verification) -> str:
-    failure = found.first_failure
-    if failure is None:
-        return ""
-    times = failure.error / failure.gate.limit
-    shown = ""
-    if math.isfinite(times):
-        number = f"{times:.2f}" if times < 10 else f"{times:,.0f}" if times < 1e6 else f"{times:.0e}"
-        shown = f", {number} times that"
-    return (
-        f"{failure.tensor} is beyond its gate at position {failure.failed_at} ({failure.where}): "
-        f"relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in {found.dtype}{shown}."
-    )
-
-
-def lost(found: Verification) -> str:
-    """Name the tensors in ``found.unproven``; of more than four, the first three and how many more there are."""
-    names = list(map(str, found.unproven))
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more tensors"
-
-
-def _remedies(found: Verification) -> dict[str, str]:
-    """Return the export option that avoids each rounding beyond that of the arithmetic, by what is rounded."""
-    remedies = {}
-    if found.rounded_cache:
-        remedies[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
-    if found.rounded_inputs:
-        remedies[f"inputs rounded to {found.rounded_inputs}"] = "--activations float"
-    return remedies
-
-
-def _not_proven(found: Verification) -> str:
-    if not found.not_proven:
-        return ""
-    remedies = _remedies(found)
-    where = f"In {found.dtype}" + (f", with {' and '.join(remedies)}," if remedies else "")
-    remedy = f"Export with less rounding: {', '.join(remedies.values())}." if remedies else "Use a wider type."
-    where = f"{where} {'; '.join(found.not_proven)}."
-    if found.explanation is not None and found.explanation.origin is not None:
-        return f"{where} No gate over whole sequences failed, but one of a single layer did."
-    return f"{where} No gate failed, but that proves too little. {remedy}"
-
-
-def _success(found: Verification) -> str:
-    coverage = found.coverage
-    worst = max((item.severity for item in found.comparisons if item.judged), default=0.0)
-    rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
-    others = ", ".join(reference.kind for reference in found.others)
-    others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
-    weights, cost = "", ""
-    if found.quantization is not None:
-        weights, text = " on the quantized weights", found.text
-        cost = " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
-        if text is not None:
-            cost = f" Quantization costs {text.change} of perplexity on your text."
-    return (
-        f"{found.label} computes what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
-        f"worst error is {worst:.2f} of its gate{rest}.{_about_rounding(found)}{cost}"
-    )
-
-
-def _about_rounding(found: Verification) -> str:
-    """Say how wide a rounded cache or rounded inputs make gates, and which export options avoid it; empty if narrow."""
-    remedies, after = _remedies(found), "After"
-    doubts = list(found.doubts()) if found.rounded_inputs else found.wide_logits() if found.rounded_cache else []
-    if not doubts:
-        return ""
-    if found.rounded_inputs:
-        after = "Each layer by itself, on the reference's inputs, is within its gate; after"
-    options = " ".join(remedies.values())
-    return f" With {' and '.join(remedies)}, {'; '.join(doubts)}. {after} export with {options} gates are narrow."
 
 
 def advice(found: Verification) -> str:
@@ -138,19 +55,18 @@ def coverage_line(found: Verification) -> str:
 
 def cached(found: Verification) -> str:
     """Name what layers cache, such as ``K and Y``, or ``K and V`` if all attention is standard."""
-    *names, last = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
+    *names, last = _cache_words(found)
     return f"{', '.join(names)} and {last}" if names else last
 
 
-def _sorted_caches(found: Verification) -> list[Comparison]:
-    items = [item for item in found.against() if not item.tensor.is_logits]
-    return sorted(items, key=lambda item: (item.tensor.kind, item.tensor.word))
+def _cache_words(found: Verification) -> list[str]:
+    kinds = sorted({(item.tensor.kind, item.tensor.word) for item in found.against() if not item.tensor.is_logits})
+    return list(dict.fromkeys(word for _, word in kinds))
 
 
 def legend(found: Verification) -> Iterator[str]:
     """Yield sentences that explain the table's tensors, errors and gates."""
-    names = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
-    meant = [f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
+    meant = [f"{name}: {MEANINGS[name]}" for name in _cache_words(found) if name in MEANINGS]
     caches = f"{'. '.join(meant)}. Each is" if meant else "The logits are"
     yield f"{caches} compared at every position{', and so are the logits' if meant else ''}."
     yield (

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lucid_deploy.parity.scenarios import Workload
 from lucid_deploy.parity.targets import prepare
 from tests.parity.small_models import session, small_model
 
@@ -14,11 +15,11 @@ def model():
 @pytest.fixture(scope="session")
 def targets(model):
     embeddings = model.model.embed_tokens.weight.numpy()
-    return prepare(session(model), session(model, torch.float64), steps=8, embeddings=embeddings)
+    return prepare(session(model), session(model, torch.float64), workload=Workload(steps=8), embeddings=embeddings)
 
 
 @pytest.fixture(scope="session")
 def long():
     """A layer and targets of full length, with 20 decode steps: prompts that cross the ends of blocks of 128."""
     model = small_model(num_hidden_layers=1)
-    return model, prepare(session(model), session(model, torch.float64), steps=20)
+    return model, prepare(session(model), session(model, torch.float64), workload=Workload(steps=20))

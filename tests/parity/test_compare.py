@@ -6,8 +6,8 @@ import torch
 
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.parity.compare import check
-from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.record import TensorId
+from lucid_deploy.parity.scenarios import QUICK, Workload
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import LAYERS, VOCAB, fed, session, small_model
@@ -27,7 +27,7 @@ def test_a_faithful_candidate_passes(changes, dtype):
     """Dense formulas instead of blocked ones: another order of rounding in every operator."""
     model = small_model(max_position_embeddings=48, **changes)
     dense = small_model(max_position_embeddings=48, implementation="reference", **changes)
-    targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
+    targets = prepare(session(model, dtype), session(model, torch.float64), workload=Workload(steps=8))
     result = check(session(dense, dtype), targets)
     assert result.passed, result.verdict()
     assert result.dtype == str(dtype).removeprefix("torch.")
@@ -72,7 +72,8 @@ def test_a_free_run_that_leaves_the_reference(model, targets):
 
 def test_a_real_prompt_is_continued_by_the_reference(model):
     prompt = np.array([5, 9, 2, 9])
-    report = check(session(model), prepare(session(model), session(model, torch.float64), steps=6, prompt=prompt))
+    targets = prepare(session(model), session(model, torch.float64), workload=Workload(steps=6), prompt=prompt)
+    report = check(session(model), targets)
     assert report.passed
     assert (report.scenarios[-1].name, report.scenarios[-1].prompt_tokens) == ("prompt", 4)
     assert report.free_runs[0].tokens == 6
@@ -107,7 +108,7 @@ def test_the_gate_is_where_it_says(model, targets):
 
 def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model):
     dtype = torch.bfloat16  # the coarser one
-    targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
+    targets = prepare(session(model, dtype), session(model, torch.float64), workload=Workload(steps=8))
     assert check(session(model, dtype), fed(targets)).passed
     broken = session(model, dtype)
     broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1.1)

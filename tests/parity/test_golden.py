@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import WINDOW
 from lucid_deploy.model.description import describe
 from lucid_deploy.parity.golden import Golden, read_golden
-from lucid_deploy.parity.options import FULL, QUICK
+from lucid_deploy.parity.scenarios import FULL, QUICK
 from tests.parity.small_models import VOCAB, small_config
 
 ROWS, TOKENS, HEADS, WIDTH = 2, 30, 2, 20

@@ -6,8 +6,8 @@ import pytest
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.options import FULL, QUICK, prompt_ids, text_ids
-from lucid_deploy.parity.scenarios import PROMPT_TOKENS
+from lucid_deploy.parity.options import prompt_ids, text_ids
+from lucid_deploy.parity.scenarios import FULL, PROMPT_TOKENS, QUICK
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from lucid_deploy.parity.gate import FLOOR_UNITS, UNIT
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.record import TensorId, record_greedy
-from lucid_deploy.parity.scenarios import SCHEDULES, synthetic_scenarios
+from lucid_deploy.parity.scenarios import SCHEDULES, Workload, synthetic_scenarios
 from lucid_deploy.parity.targets import prepare
 from tests.parity.small_models import assert_same, record, session, small_model
 
@@ -18,7 +18,7 @@ def test_in_float64_every_schedule_is_the_same_function():
     """What lets one reference serve all schedules. 1e-13 is some hundred roundings of float64 (1.1e-16 each)."""
     model = small_model(max_position_embeddings=180, num_hidden_layers=2)
     reference = session(model, torch.float64)
-    for scenario in synthetic_scenarios(model.config, steps=4):
+    for scenario in synthetic_scenarios(model.config, Workload(steps=4)):
         one_shot = record(reference, scenario)
         for schedule in SCHEDULES:
             other = record(reference, scenario, schedule)
@@ -37,7 +37,7 @@ def test_the_gates_are_narrow(targets):
 def test_a_scenario_of_few_tokens_takes_the_widest_gate(model):
     """Its own gates may be narrow by luck: 3 tokens and one that repeats are a handful of rounding errors."""
     sources = session(model), session(model, torch.float64)
-    targets = prepare(*sources, steps=8, prompt=np.array([1, 2, 3]))
+    targets = prepare(*sources, workload=Workload(steps=8), prompt=np.array([1, 2, 3]))
     *others, short = targets.items
     assert short.scenario.name == "prompt"
     one_token = next(target for target in others if target.scenario.few_draws)
@@ -59,7 +59,7 @@ def test_one_token_over_and_over_has_the_gates_of_all(model, targets):
 
 def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
     baseline = session(model)
-    target = prepare(baseline, session(model, torch.float64), steps=6).items[-1]
+    target = prepare(baseline, session(model, torch.float64), workload=Workload(steps=6)).items[-1]
     (again,), traces = record_greedy(baseline, [target.scenario])
     np.testing.assert_array_equal(target.scenario.forced, again.forced)
     np.testing.assert_array_equal(traces[again.name].logits.values[0, :-1].argmax(axis=-1), again.forced)
@@ -68,4 +68,4 @@ def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
 
 def test_the_reference_must_be_float64(model):
     with pytest.raises(ValueError, match="float64"):
-        prepare(session(model), session(model), steps=2)
+        prepare(session(model), session(model), workload=Workload(steps=2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.parity.record import record_at_once, record_greedy, record_together
-from lucid_deploy.parity.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, batches, synthetic_scenarios
+from lucid_deploy.parity.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, Workload, batches, synthetic_scenarios
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import assert_same, record, session
 
@@ -17,7 +17,7 @@ def exact(model):
 
 @pytest.fixture(scope="module")
 def scenarios(model):
-    return synthetic_scenarios(model.config, steps=6, embeddings=model.model.embed_tokens.weight.numpy())
+    return synthetic_scenarios(model.config, Workload(steps=6), embeddings=model.model.embed_tokens.weight.numpy())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)

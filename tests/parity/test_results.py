@@ -12,10 +12,10 @@ from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Coverage, Gate, compare_rows
 from lucid_deploy.parity.metrics import LogitMetrics
-from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.own_errors import WorstOwnError
 from lucid_deploy.parity.record import TensorId, TensorRows
-from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo, Verification
+from lucid_deploy.parity.results import Check, ScenarioInfo, Verification
+from lucid_deploy.parity.scenarios import FREE_RUNNING, QUICK
 from tests.parity.small_models import LAYERS, session
 
 K0, Y0, LOGITS = TensorId(0, 0), TensorId(0, 1), TensorId(2, 2)

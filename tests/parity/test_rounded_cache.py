@@ -18,7 +18,7 @@ from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import VACUOUS
 from lucid_deploy.parity.record import TensorRows, Trace
 from lucid_deploy.parity.rounded_targets import Rounding
-from lucid_deploy.parity.scenarios import Scenario
+from lucid_deploy.parity.scenarios import Scenario, Workload
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -51,7 +51,7 @@ def targets_of():
             done[dtype, cache_dtype] = prepare(
                 session(dtype, cache_dtype),
                 session("float64", "auto"),
-                steps=STEPS,
+                workload=Workload(steps=STEPS),
                 embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
                 rounded=session("float64", cache_dtype),
             )
@@ -153,7 +153,9 @@ def test_a_window_that_drops_rounded_rows_is_refused_before_anything_runs(window
     )
     progress = []
     with pytest.raises(LucidError, match="cache of int8 in layers over a window cannot be verified yet"):
-        prepare(baseline, exact, steps=2, rounded=rounded, progress=lambda *said: progress.append(said))
+        prepare(
+            baseline, exact, workload=Workload(steps=2), rounded=rounded, progress=lambda *said: progress.append(said)
+        )
     assert progress == []
 
 
@@ -170,7 +172,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
     targets = prepare(
         rounding(torch.float32, "int8"),
         rounding(torch.float64, "auto"),
-        steps=STEPS,
+        workload=Workload(steps=STEPS),
         rounded=rounding(torch.float64, "int8"),
     )
     report = check(rounding(torch.float32, "int8"), targets)
@@ -193,7 +195,7 @@ def test_an_echo_of_roundings_fails_no_correct_candidate():
     targets = prepare(
         rounding(model, torch.float32, "int8"),
         rounding(model, torch.float64, "auto"),
-        steps=8,
+        workload=Workload(steps=8),
         rounded=rounding(model, torch.float64, "int8"),
     )
     for candidate in (model, dense):

@@ -5,18 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lucid_deploy.parity.scenarios import (
-    PADDING,
-    SCHEDULES,
-    Scenario,
-    fit_lengths,
-    synthetic_scenarios,
-)
+from lucid_deploy.parity.scenarios import PADDING, SCHEDULES, Scenario, fit_lengths, synthetic_scenarios
 from tests.parity.small_models import VOCAB, small_config
 
 
 def test_what_the_scenarios_hold():
-    scenarios = {s.name: s for s in synthetic_scenarios(small_config(), steps=32)}
+    scenarios = {s.name: s for s in synthetic_scenarios(small_config())}
     tokens = {name: np.concatenate([s.prompt, s.forced]) for name, s in scenarios.items()}
     assert all(len(s.prompt) == 250 and len(s.forced) == 32 for s in scenarios.values())
     assert all((ids >= 0).all() and (ids < VOCAB).all() for ids in tokens.values())
