@@ -4,9 +4,9 @@ The model is SmolLM2-135M-Instruct in four bits: llama.cpp and OpenVINO GenAI re
 its checkpoint, once as it is and once with LUCID in every layer (not trained for that: its answers mean nothing, its
 speed does). `lucid:int8` stores the cache in 8 bits, as OpenVINO GenAI does unless told otherwise, `lucid:float16` in
 16 bits, as llama.cpp, and `ray:2` is standard attention in two replicas of one core each. Requests are cut from a text,
-some after one of two shared system prompts; answers are greedy and of fixed length. Servers take turns: a round
-measures each at every number of clients once, so ratios are of one run. llama.cpp and `lucid-deploy` are asked by HTTP;
-OpenVINO GenAI, which has no server of its own, in its process.
+some after one of two shared system prompts; answers are of fixed length, and greedy unless `--temperature` says
+otherwise. Servers take turns: a round measures each at every number of clients once, so ratios are of one run.
+llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has no server of its own, in its process.
 
     python benchmarks/serving_peers.py CHECKPOINT MODEL.gguf --text FILE [--genai-python .genai/bin/python]
 
@@ -38,15 +38,17 @@ from common import write_result
 from tokenizers import Tokenizer
 
 SYSTEM_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 64, 200, 64
+TOP_P = 0.9  # with a temperature above 0
 GENAI = Path(__file__).with_name("serving_peers_genai.py")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: a prompt, and how many tokens its answer has."""
+    """One request: a prompt, how many tokens its answer has, and how these are chosen."""
 
     ids: list[int]
     new: int
+    temperature: float = 0.0  # above 0 with top_p 0.9
 
 
 @dataclass
@@ -118,10 +120,11 @@ class GenaiServer:
 
 
 async def _ask(client: httpx.AsyncClient, asked: Asked) -> Outcome:
-    body = {"model": "model", "prompt": asked.ids, "max_tokens": asked.new, "stream": True, "temperature": 0}
+    body = {"model": "model", "prompt": asked.ids, "max_tokens": asked.new, "stream": True}
     out, began, tokens = Outcome(), time.perf_counter(), 0
     last = began
-    options = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+    options = {"ignore_eos": True, "stream_options": {"include_usage": True}, "temperature": asked.temperature}
+    options |= {"top_p": TOP_P} if asked.temperature else {}
     async with client.stream("POST", "/v1/completions", json={**body, **options}) as answer:
         answer.raise_for_status()
         async for line in answer.aiter_lines():
@@ -156,7 +159,7 @@ async def _load(url: str, requests: list[Asked], clients: int) -> tuple[list[Out
         return out, time.perf_counter() - began
 
 
-def make_requests(tokenizer: Path, text: Path, count: int) -> list[Asked]:
+def make_requests(tokenizer: Path, text: Path, count: int, temperature: float = 0.0) -> list[Asked]:
     """Cut prompts of unequal length from a text; half of them begin with one of two shared system prompts."""
     ids = Tokenizer.from_file(str(tokenizer)).encode(text.read_text(), add_special_tokens=False).ids
     draw = random.Random(0)
@@ -169,7 +172,7 @@ def make_requests(tokenizer: Path, text: Path, count: int) -> list[Asked]:
     for index in range(count):
         length = PROMPT_TOKENS + draw.randrange(-50, 51)
         own = cut(length - SYSTEM_TOKENS if index % 2 else length)
-        out.append(Asked([*draw.choice(systems), *own] if index % 2 else own, NEW_TOKENS))
+        out.append(Asked([*draw.choice(systems), *own] if index % 2 else own, NEW_TOKENS, temperature))
     return out
 
 
@@ -226,6 +229,7 @@ def peak(pid: int) -> int:
 @click.option("--servers", default="lucid,standard,llama.cpp,genai", show_default=True, help="Also lucid:int8, ….")
 @click.option("--clients", default="1,4,8,16", show_default=True, help="How many ask at a time.")
 @click.option("--requests", default=4, show_default=True, help="Requests per client, 8 at least in all.")
+@click.option("--temperature", default=0.0, show_default=True, help="Above 0, tokens are sampled, with top_p 0.9.")
 @click.option("--rounds", default=3, show_default=True, help="How often each takes its turn.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here for the next time.")
 @click.option("--serve-option", "more", multiple=True, help="An option of `lucid-deploy serve`; may be repeated.")
@@ -237,6 +241,7 @@ def main(
     servers: str,
     clients: str,
     requests: int,
+    temperature: float,
     rounds: int,
     work: Path | None,
     more: tuple[str, ...],
@@ -244,7 +249,8 @@ def main(
     """Measure."""
     numbers = [int(number) for number in clients.split(",")]
     most = max(numbers)
-    trace = make_requests(checkpoint / "tokenizer.json", text, rounds * requests * sum(max(n, 8) for n in numbers))
+    count = rounds * requests * sum(max(n, 8) for n in numbers)
+    trace = make_requests(checkpoint / "tokenizer.json", text, count, temperature)
     found: dict[tuple[str, int], list[tuple[list[Outcome], float]]] = {}
     with ExitStack() as stack:
         root = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -291,7 +297,7 @@ def main(
     ]
     for row in rows:
         print(row)
-    write_result("serving_peers", {"rounds": rounds, "peak_mib": memory, "results": rows})
+    write_result("serving_peers", {"rounds": rounds, "temperature": temperature, "peak_mib": memory, "results": rows})
 
 
 if __name__ == "__main__":

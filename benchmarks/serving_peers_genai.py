@@ -24,7 +24,9 @@ def run(pipe: Any, requests: list[dict[str, Any]], clients: int) -> dict[str, An
     while waiting or active:
         while waiting and len(active) < clients:
             asked = waiting.pop()
-            config = genai.GenerationConfig(max_new_tokens=asked["new"], ignore_eos=True, do_sample=False)
+            chosen = {"do_sample": True, "temperature": asked["temperature"], "top_p": 0.9}
+            chosen = chosen if asked["temperature"] else {"do_sample": False}
+            config = genai.GenerationConfig(max_new_tokens=asked["new"], ignore_eos=True, **chosen)
             handle = pipe.add_request(number, ov.Tensor(np.array([asked["ids"]], np.int64)), config)
             active.append((handle, time.perf_counter(), [], asked["new"]))
             number += 1

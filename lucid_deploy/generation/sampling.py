@@ -201,7 +201,9 @@ class Sampler:
             raise NoTokenLeft("No token is left to choose: bad_words rule out every token that may come next.")
         if self.sampling.temperature > 0:
             probabilities = filtered_probabilities(logits, self.sampling)
-            token = int(self._rng.choice(probabilities.size, p=probabilities))
+            ids = np.flatnonzero(probabilities > 0)
+            sums = np.cumsum(probabilities[ids])
+            token = int(ids[np.searchsorted(sums / sums[-1], self._rng.random(), side="right")])
         if self._adjustment is not None:
             self._adjustment.add(token)
         return token
@@ -210,21 +212,24 @@ class Sampler:
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     """Return the probabilities to draw from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
 
-    A logit of −∞ has probability 0. The temperature must be above 0.
+    A logit of −∞ has probability 0. The temperature must be above 0. A vocabulary is never sorted, which would take
+    longer than a step of a small model: only the tokens that top-p may keep are.
     """
     with np.errstate(over="ignore"):  # the temperature may be almost 0
-        scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
-    if sampling.min_p:  # exp(scaled): a token's probability over that of the likeliest
-        order = order[: int(np.count_nonzero(np.exp(scaled) >= sampling.min_p))]
-    keep = order[: sampling.top_k] if sampling.top_k else order
-    probabilities = np.exp(scaled[keep] - scaled[keep[0]])
-    probabilities /= probabilities.sum()
-    # The token that crosses top_p still belongs to the set, so that the set is never empty.
-    inside = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
-    out = np.zeros_like(scaled)
-    out[keep[:inside]] = probabilities[:inside]
-    return out / out.sum()
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)  # 1 for the likeliest token
+    weights[weights < sampling.min_p] = 0
+    if 0 < sampling.top_k < len(weights):
+        least = np.partition(weights, -sampling.top_k)[-sampling.top_k]
+        weights[weights < least] = 0
+        weights[np.flatnonzero(weights == least)[sampling.top_k - np.count_nonzero(weights > least) :]] = 0
+    if sampling.top_p < 1:
+        total = weights.sum()
+        weights[weights < (1 - sampling.top_p) * total / len(weights)] = 0  # together less than 1 - top_p of all
+        order = np.flatnonzero(weights > 0)
+        order = order[np.argsort(-weights[order], kind="stable")]
+        # The token that crosses top_p still belongs to the set, so that the set is never empty.
+        weights[order[int(np.searchsorted(np.cumsum(weights[order]), sampling.top_p * total)) + 1 :]] = 0
+    return weights / weights.sum()
 
 
 def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:

@@ -57,6 +57,11 @@ def test_filtered_probabilities(sampling: Sampling, expected: list[float]) -> No
     np.testing.assert_allclose(filtered_probabilities(LOGITS, sampling), expected, atol=1e-6)
 
 
+def test_of_equal_tokens_the_first_ones_are_kept() -> None:
+    for sampling in (Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.5)):
+        assert filtered_probabilities(np.array([0.0, -np.inf, 0, 0, 0]), sampling).tolist() == [0.5, 0, 0.5, 0, 0]
+
+
 def test_draws_follow_the_probabilities() -> None:
     sampler, count = Sampler(Sampling(1.0, seed=0)), 20_000
     drawn = np.bincount([sampler(LOGITS) for _ in range(count)], minlength=4) / count
@@ -72,7 +77,8 @@ def test_logits_that_are_not_finite_are_a_failed_check(bad: float, temperature: 
 
 def test_filters_are_those_of_transformers() -> None:
     logits = np.random.default_rng(0).normal(size=200) * 3
-    for sampling in (Sampling(0.7, min_p=0.05), Sampling(1.5, 20, 0.8), Sampling(1.3, 30, 0.9, min_p=0.02)):
+    nucleus = Sampling(1.5, top_p=0.9)
+    for sampling in (nucleus, Sampling(0.7, min_p=0.05), Sampling(1.5, 20, 0.8), Sampling(1.3, 30, 0.9, min_p=0.02)):
         scores, ids = torch.from_numpy(logits[None]), torch.tensor([[0]])
         for warper in (
             TemperatureLogitsWarper(sampling.temperature),
