@@ -47,7 +47,7 @@ def equalizing_scales(
     """Return scales to fold into weights, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded. Others stay, except norms and what reads a norm before experts.
+        quantization: Which weights will be rounded. Others stay, but for norms, routers and shared experts.
         dtype: Type of the norms in the artifact.
         text: Calibration rows, at most two of which run through the layers; None: tokens drawn at random.
     """

@@ -48,7 +48,8 @@ def raise_on_termination() -> Iterator[None]:
     """Raise SystemExit or KeyboardInterrupt on signals that end the process, so that temporary files are removed.
 
     Signals that are ignored (nohup) or handled by other code are left alone. Code in C, such as PyTorch's, may replace
-    our exception by one of its own, so after a signal any other error is replaced by the signal's exception.
+    our exception by one of its own, so after a signal the signal's exception replaces any other error (after SIGINT any
+    but a LucidError).
     """
     came: list[int] = []
 

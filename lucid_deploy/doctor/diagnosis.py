@@ -214,7 +214,7 @@ CHECKS = (
     ),
     Check("llguidance", "structured answers", importable("llguidance"), 'pip install "lucid-deploy[guided]"'),
     Check("ray", "serve --engine ray", importable("ray"), 'pip install "lucid-deploy[ray]"'),
-    # For TensorRT and GPUs; all of it is optional.
+    # For TensorRT and GPUs, and a compiler, which builds the CPU's kernels too; all of it is optional.
     Check("Triton", "plugin build", importable("triton"), _KERNELS, package="triton"),
     Check("C++ compiler", "plugin build", calls("plugins.hosts.compiler", "find_compiler"), package=None),
     Check("TensorRT headers", "plugin build", calls(_PLUGIN, "find_tensorrt_headers"), package=None),

@@ -55,8 +55,8 @@ class LucidLM(TemplateLM):
         artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so for ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8. lm_eval's ``auto`` and ``max_batch_size`` are refused.
-        max_length: Most tokens of a prompt with its answer; None: as many as the session allows. Texts that are scored
-            as a whole are split into windows of this length (None without a session's limit: the model's context).
+        max_length: Most tokens that run, of a prompt with its answer; None: as many as the session allows. Texts that
+            are scored as a whole are split into windows of this length, or, if neither sets a limit, of the context's.
         max_gen_toks: Most tokens to generate if a task does not say.
         session: An opened session, with its ``tokenizer`` if there is no artifact.
         truncate: How contexts that are too long are cut: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both

@@ -273,7 +273,7 @@ def synthetic_scenarios(
 ) -> list[Scenario]:
     """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
 
-    With ``embeddings``, ``(vocab, hidden)``, correlated tokens are neighbours in cosine distance.
+    Correlated tokens are a few that repeat: with ``embeddings``, ``(vocab, hidden)``, neighbours in cosine distance.
     """
     prompt, steps = fit_lengths(config.max_position_embeddings, workload.steps, workload.prompt_tokens)
     sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)

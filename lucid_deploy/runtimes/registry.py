@@ -1,6 +1,6 @@
 """All runtimes by name: those of this package, of other packages, and those that a program has registered.
 
-A package adds its runtime to every process with an entry point::
+By an entry point a package adds its runtime to every process::
 
     [project.entry-points."lucid_deploy.runtimes"]
     reference = "my_package.my_module:RUNTIME"
