@@ -1,7 +1,6 @@
 """The bundled model with the lowest versions that pyproject allows of what exporting and running need.
 
-All other tests have the newest. PyTorch, several gigabytes, stays the one that is installed; so does transformers,
-which asks for newer versions of what we need as well.
+All other tests have the newest. PyTorch, several gigabytes, stays the one that is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["export"]]
-KEPT = {"torch", "transformers"}
 PROMPT = "fox has red lamp, owl has blue cup. owl has"
 
 
@@ -41,7 +39,7 @@ def lowest(requirement: Requirement) -> str:
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return packages_beside(*(lowest(each) for each in DECLARED if each.name not in KEPT))
+    return packages_beside(*(lowest(each) for each in DECLARED if each.name != "torch"))
 
 
 def wanted(distribution: Distribution) -> Iterator[Requirement]:
@@ -55,7 +53,7 @@ def wanted(distribution: Distribution) -> Iterator[Requirement]:
 def test_they_are_the_lowest_and_pip_could_install_them_together(folder: Path) -> None:
     found = list(distributions(path=[str(folder)]))
     versions = {canonicalize_name(each.metadata["Name"]): each.version for each in found}
-    for requirement in map(Requirement, (lowest(each) for each in DECLARED if each.name not in KEPT)):
+    for requirement in map(Requirement, (lowest(each) for each in DECLARED if each.name != "torch")):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
     refused = [
         f"{each.metadata['Name']} {each.version} needs {requirement}, not {versions[name]}"
@@ -79,7 +77,8 @@ def test_the_bundled_model_is_exported_verified_and_run(folder: Path, tmp_path: 
     def lucid(*words: str) -> str:
         return python("-m", "lucid_deploy.cli", *words)
 
-    modules = "numpy, onnx, onnx_ir, onnxscript, click, huggingface_hub, msgspec, jinja2, safetensors, tokenizers"
+    hub = "huggingface_hub, safetensors, tokenizers, transformers"
+    modules = f"numpy, onnx, onnx_ir, onnxscript, click, msgspec, jinja2, {hub}"
     code = f"import {modules}, onnxruntime as last; print(*(each.__file__ for each in ({modules}, last)), sep='\\n')"
     assert all(Path(line).is_relative_to(folder) for line in python("-c", code).splitlines())
     options = ("--quantize", "int4", "--cache-dtype", "int8")  # more of each package than plain float32 asks for
