@@ -28,7 +28,10 @@ RECORD = ".run.json"  # added to the name of a batch's answers
 
 
 def check_outputs(given: Mapping[str, Any]) -> None:
-    """Refuse a command's outputs that would replace or change its inputs or each other, or cannot be written."""
+    """Refuse a command's outputs that would replace or change its inputs or each other.
+
+    Those in FILES and FOLDERS are also refused if they cannot be written.
+    """
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):
         outputs.append(("--output", Path(f"{given['output']}{RECORD}")))

@@ -180,7 +180,8 @@ class LucidConfig:
         """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``).
 
         Raises:
-            KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
+            KeyError: A field is missing or unknown.
+            ValueError: A field is of another type or impossible, or fields do not fit together.
         """
         names = {item.name for item in fields(cls)}
         if wrong := names ^ data.keys():

@@ -165,7 +165,7 @@ def widest(gates: Sequence[Gates]) -> Gates:
 
 
 def share_gates(scenarios: Sequence[Scenario], gates: Sequence[Gates], workload: Workload) -> list[Gates]:
-    """Return each scenario's gates: its own, or the widest of all where its tokens may be too few or too alike.
+    """Return each scenario's gates: its own, or the widest where its tokens may be too few or too alike.
 
     The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
     quick verification's are, share their gates. A scenario's own gate stays if it judges nothing.

@@ -162,7 +162,7 @@ class Session(CacheOperations[Tensor]):
         """Release what the session holds; it cannot be used any more. Most sessions need no call."""
 
     def release_memory(self) -> None:
-        """Give memory that is kept only for later runs back to the system. Most sessions keep none."""
+        """Give memory that is kept only for later runs back to the system; most runtimes cannot, and do nothing."""
 
     @property
     def label(self) -> str:

@@ -25,7 +25,7 @@ def delta_rule_blocked(
     if new < 2:
         return delta_rule_reference(query, key, value, log_decay, beta, state, scale)
     work = compute_dtype(value.dtype)
-    q, k, v = (_chunks(each.to(work)) for each in (query * scale, key, value))  # (B, H, m, C, D or E)
+    q, k, v = (_chunks(each.to(work)) for each in (query.to(work) * scale, key, value))  # (B, H, m, C, D or E)
     g, b = (_chunks(each.to(work)[..., None]) for each in (log_decay, beta))  # (B, H, m, C, 1)
     g = g.clamp_min(LOWEST_LOG)
 

@@ -1,4 +1,4 @@
-"""Multiply E by Y in two products: the bfloat16 part of E by Y, and its int8 remainder by an int8 copy of Y.
+"""Multiply E = exp(K̂K̂ᵀ/√d − √d) by Y in two products: its bfloat16 part by Y, and its int8 remainder by an int8 Y.
 
 Tensor cores multiply int8 two (compute capability 8.0) or four times (GeForce: 8.6, 8.9, 12.0) as fast as bfloat16 with
 float32 sums. Each column of a tile of Y has a scale, its largest magnitude / 127. The int8 tile is stored transposed,

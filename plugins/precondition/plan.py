@@ -103,7 +103,10 @@ def plan_precondition(
 def _keys_step(
     batch: int, heads: int, new: int, past: int, width: int, dtype: str, epsilon: float, tuned: Choice
 ) -> Step:
-    """Return the launch before the solve: inverse norms, and of past Y powers of two (float32) or tiles (int8)."""
+    """Return the launch before the solve, which writes the inverse norms of keys.
+
+    For past Y it also writes powers of two to scale it by (float32), or its copy in int8 tiles (``tuned.int8``).
+    """
     unit, padded = min(width_unit(width, dtype), NORM_UNIT), padded_width(width)
     tokens = tuned.block_n if tuned.int8 else NORM_TOKENS
     past_rows = ("Y_past",) if tuned.int8 or dtype == "float32" else ()

@@ -145,7 +145,7 @@ def padded_width(width: int) -> int:
 
 
 def width_unit(width: int, dtype: str) -> int:
-    """Return a divisor of ``width`` to compile kernels for: the elements of the widest aligned load."""
+    """Return how many elements the kernels load at once: 8 (half types) or 4 if that divides ``width``, else 1."""
     if width % 8 == 0 and dtype != "float32":
         return 8
     return 4 if width % 4 == 0 else 1
