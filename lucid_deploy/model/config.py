@@ -45,7 +45,7 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for longer contexts, in transformers' terms."""
+    """How rotary frequencies are changed for longer contexts; the fields have transformers' names."""
 
     # default (unchanged), linear (all divided by factor), llama3 (low ones divided, high ones kept, a ramp between),
     # dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
@@ -128,7 +128,7 @@ class LucidConfig:
     softcap: float | None = None  # as AttentionShape.softcap
 
     def experts_of(self, index: int) -> tuple[int, int] | None:
-        """Return how many experts the MLP of a layer has, and how many of them a token chooses; None: it has none."""
+        """Return how many experts a layer's MLP has and how many of them each token uses; None if it has no experts."""
         return self.attention[index].experts if self.attention else None
 
     def of_layer(self, index: int) -> LucidConfig:
@@ -146,14 +146,14 @@ class LucidConfig:
         )
 
     def rope(self, index: int) -> Rope | None:
-        """Return the rotary settings of a layer; None: no rotation, or a class of transformers rotates."""
+        """Return a layer's rotary settings; None if it has none, or if a class of transformers computes the model."""
         if self.class_config or not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
         return Rope(self.rope_theta, self.rope_scaling)
 
     @property
     def has_narrow_states(self) -> bool:
-        """Whether recurrent states are rounded between calls; they are computed in at least float32."""
+        """Whether recurrent states are stored between calls in less than float32, in which they are computed."""
         return self.state_dtype != "float32"
 
     @property

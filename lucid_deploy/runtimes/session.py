@@ -369,7 +369,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def batch_limit(self) -> int | None:
-        """Most rows of a batch; None: any number."""
+        """How many rows a batch may have at most; None if any number."""
         return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
@@ -424,5 +424,5 @@ def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
         return np.ones(input_ids.shape, dtype=bool)
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != input_ids.shape:
-        raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        raise LucidError(f"The mask has shape {mask.shape}, but the token ids have shape {input_ids.shape}.")
     return mask

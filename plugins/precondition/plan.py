@@ -44,10 +44,10 @@ def plan_precondition(
     tuned: Choice | None = None,
     diagonal: float = 0.0,
 ) -> Plan:
-    """Plan the solve for K and V ``(batch, heads, new, width)`` after ``past`` tokens.
+    """Plan the launches that compute Y of new tokens from their K and V, and from K and Y of ``past`` cached tokens.
 
     Args:
-        width: Head width, 16 to 256.
+        batch, heads, new, width: Sizes of K and V, ``(batch, heads, new, width)``; head widths are 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of those in ``tuned.json``.

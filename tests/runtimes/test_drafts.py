@@ -109,7 +109,7 @@ def test_holes_take_no_room_of_the_context(exported):
     [
         (np.ones((1, MOST + 1), np.int64), None, f"Up to {MOST} tokens"),
         (np.ones((1, 3), np.int64), np.array([[True, False, True]]), "padding before a token"),
-        (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "The mask is"),
+        (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "The mask has shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(exported, ids, mask, message):

@@ -54,5 +54,6 @@ def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     output, state = delta_rule(*given, 0.3)
     exact = delta_rule(*doubled(given), 0.3, "reference")
     assert (output.dtype, state.dtype) == (dtype, torch.float32)
-    assert relative(output, exact[0]) < torch.finfo(dtype).eps / 2  # rounding it once
+    once = delta_rule(*given, 0.3, "reference")[0]
+    assert relative(output, exact[0]) < 1.1 * relative(once, exact[0])  # rounded once, as the reference's output is
     assert relative(state, exact[1]) < 16 * EPS
