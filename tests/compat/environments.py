@@ -31,16 +31,14 @@ def python_with(*packages: str) -> Path:
     """Return the interpreter of an environment that has these packages, named as pip takes them, and numpy.
 
     Raises:
-        subprocess.CalledProcessError: pip cannot install them.
+        subprocess.CalledProcessError: uv cannot install them.
     """
     directory = HOME / "_".join(package.replace("==", "-") for package in packages)
     python = directory / "bin" / "python"
     with _still_to_make(directory) as is_missing:
         if is_missing:
             venv.create(directory, clear=True)
-            pip = [sys.executable, "-m", "pip", "--python", directory]  # this one's: making one takes seconds
-            install = [*pip, "install", "--quiet", "--no-compile", *packages, *CHOICES]
-            subprocess.run(install, check=True, stdout=sys.stderr)
+            _pip_install("--python", directory, *packages, *CHOICES)
     return python
 
 
@@ -48,7 +46,7 @@ def packages_beside(*packages: str) -> Path:
     """Return a folder with these packages alone, named as pip takes them, for this interpreter's import path.
 
     Raises:
-        subprocess.CalledProcessError: pip cannot install them.
+        subprocess.CalledProcessError: uv cannot install them.
     """
     name = "_".join(package.replace("==", "-") for package in packages)
     if len(name) > 100:  # a file system bounds names
@@ -56,19 +54,7 @@ def packages_beside(*packages: str) -> Path:
     folder = HOME / name
     with _still_to_make(folder) as is_missing:
         if is_missing:
-            install = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-compile",
-                "--no-deps",
-                "--target",
-                folder,
-                *packages,
-            ]
-            subprocess.run(install, check=True, stdout=sys.stderr)
+            _pip_install("--python", sys.executable, "--no-deps", "--target", folder, *packages)
     return folder
 
 
@@ -93,7 +79,7 @@ def node_with(package: str) -> Path:
         if is_missing:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "package.json").write_text("{}")
-            _install(folder, package)
+            _npm_install(folder, package)
     return folder
 
 
@@ -108,11 +94,16 @@ def node_packages(manifest: Path) -> Path:
         if is_missing:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(manifest, folder)
-            _install(folder)
+            _npm_install(folder)
     return folder
 
 
-def _install(folder: Path, *packages: str) -> None:
+def _pip_install(*options: str | Path) -> None:
+    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", *options]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def _npm_install(folder: Path, *packages: str) -> None:
     # Without scripts: that of onnxruntime-node downloads libraries for GPUs.
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", *packages]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.environments import HOME
+from tests.compat.environments import packages_beside
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.compat
@@ -27,11 +27,7 @@ def test_the_version_is_the_end_of_what_pyproject_allows() -> None:
 
 
 def test_answers_of_a_form_with_the_oldest() -> None:
-    folder = HOME / f"llguidance-{OLDEST}"
-    if not (folder / ".done").is_file():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--target", folder]
-        subprocess.run([*map(str, command), f"llguidance=={OLDEST}"], check=True, stdout=sys.stderr)
-        (folder / ".done").touch()
+    folder = packages_beside(f"llguidance=={OLDEST}")
     code = f"import llguidance; assert {str(folder)!r} in llguidance.__file__, llguidance.__file__"
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     for command in (

@@ -47,8 +47,8 @@ def test_without_pytorch_and_a_compiler_artifacts_run_with_the_fast_kernels(
     environment = tmp_path / "environment"
     venv.create(environment)
     [wheel] = built.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", environment]
-    subprocess.run([*pip, "install", "--quiet", "--no-compile", f"{wheel}[cpu,serve]"], check=True, stdout=sys.stderr)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", environment, f"{wheel}[cpu,serve]"]
+    subprocess.run(install, check=True, stdout=sys.stderr)
     (tmp_path / "empty").mkdir()
     given = {"PATH": str(tmp_path / "empty"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     given |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
