@@ -1,4 +1,4 @@
-"""What adapters of each row cost in decoding: a step with and without them, in turn, at batch 1 and 8.
+"""What a LoRA adapter for each batch row costs in decoding: steps with and without, in turn, at batch 1 and 8.
 
 The model is random, of a chosen shape, and runs in onnxruntime with the library of kernels and a static cache. Adapters
 of one rank change all linear layers but the head; each row of a batch has its own. Before anything is timed, rows
@@ -26,7 +26,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.runtimes import open_session
 
-PROMPT, ROUNDS, STEPS = 64, 24, 2  # tokens of each row; rounds, the first of which warms up; steps of each in a round
+PROMPT, ROUNDS, STEPS = 64, 24, 2  # tokens of each row; rounds, of which two warm up; steps of each in a round
 
 
 def write_adapter(directory: Path, checkpoint: Path, rank: int) -> Path:
@@ -74,7 +74,7 @@ def measure(artifacts: dict[str, Artifact], batch: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--shape", type=click.Choice([*SHAPES]), default="published", show_default=True)
-@click.option("--layers", type=int, help="Layers, if not as many as the shape has.")
+@click.option("--layers", type=int, help="Number of layers; default: the shape's.")
 @click.option("--rank", type=int, default=16, show_default=True)
 @click.option("--quantize", type=click.Choice(["int8", "int4"]))
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for artifacts, kept; default: a temporary one.")

@@ -3,13 +3,13 @@
 As MLPerf's compliance tests do, accuracy is checked on what was answered *during* the load, not before or after it. The
 served tokens are fed to a session one by one, so that what follows a near-tie is judged as well.
 
-Two ways to compute the same logits differ by rounding. By how much is measured for each answer on one session: its
-prompt runs in one piece, in pieces of :data:`CHUNK` tokens, and as a row of a batch, behind a column of padding. The
-error of one correct computation is at most FACTOR times that of another, as ``verify`` has it
-(:mod:`lucid_deploy.parity.gate`), and a served answer is compared with a computation that errs itself. So a served
-log-probability may be off by FACTOR + 1 times what was measured or, if that is more, by the units in the last place of
-the largest logit that ``verify`` always allows, once for each of the two. A token that is less likely than another by
-no more than twice this bound is a near-tie.
+Two ways to compute the same logits differ by rounding. This difference is measured for each answer on one session: the
+prompt runs in one piece, in pieces of :data:`CHUNK` tokens, and as a row of a batch, behind a column of padding. As in
+``verify`` (:mod:`lucid_deploy.parity.gate`), the error of one correct computation is at most FACTOR times that of
+another; and the computation that a served answer is compared with has an error, too. So a served log-probability may be
+off by FACTOR + 1 times the measured difference or, if that is more, by twice the units in the last place of the largest
+logit that ``verify`` always allows. A token that is less likely than another by no more than twice this bound is a
+near-tie.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT
 from lucid_deploy.runtimes.session import Array, Session
 
-CHUNK = 7  # tokens; no divisor of what kernels work in
-REPEATS = 3  # answers to one prompt, drawn without a seed, of which not all may be the same
+CHUNK = 7  # tokens; divides no kernel's block size
+REPEATS = 3  # this many answers to one prompt, sampled without a seed, must not all be the same
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class ServedAnswer:
     tokens: tuple[int, ...]  # ids of the answer's tokens; an end-of-sequence token that ended it is not among them
     logprobs: tuple[float, ...]  # of each token, as the server reported it; empty: not reported
     reason: str  # stop or length
-    max_new_tokens: int  # that it was asked for
-    greedy: bool = True  # whether it was asked for with temperature 0
-    stop_at_eos: bool = True  # whether an end-of-sequence token was to end it
+    max_new_tokens: int  # the request's limit
+    greedy: bool = True  # whether the request had temperature 0
+    stop_at_eos: bool = True  # whether an end-of-sequence token was to end the answer
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
     Args:
         session: A session of the same artifact that is not the server's.
         answer: What was served.
-        prefill_chunk: Tokens of a prompt that the server runs at once. With a cache of another type than the model's,
-            tokens of one call see each other before they are rounded, so it must be the server's.
+        prefill_chunk: Tokens of a prompt that the server runs at once. It must be the same here, since with a cache of
+            another type than the model's, tokens of one call see each other before they are rounded.
     """
     faults = _length_faults(session, answer)
     logits = _logits(session, answer, prefill_chunk)
@@ -75,8 +75,8 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
         near_ties = int(((behind > 0) & (behind <= 2 * allowed)).sum())
         for step in np.flatnonzero(behind > 2 * allowed)[:1]:
             faults.append(
-                f"token {step} is {answer.tokens[step]}; alone it is {best[step]}, more likely by {behind[step]:.3g} "
-                f"in the logarithm, where rounding explains {2 * allowed:.3g}"
+                f"token {step} is {answer.tokens[step]}; run alone, {best[step]} has a log-probability "
+                f"{behind[step]:.3g} higher, and rounding explains at most {2 * allowed:.3g}"
             )
         faults += _end_faults(session, answer, found, 2 * allowed)
     differences = np.abs(np.asarray(answer.logprobs) - own) if answer.logprobs else np.zeros(1)
@@ -84,8 +84,8 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
     if worst > 1:
         step = int(np.argmax(differences))
         faults.append(
-            f"the log-probability of token {step} is {answer.logprobs[step]:.6g}; alone it is {own[step]:.6g}, where "
-            f"rounding explains a difference of {allowed:.3g}"
+            f"the log-probability of token {step} is {answer.logprobs[step]:.6g}; run alone, it is {own[step]:.6g}, "
+            f"and rounding explains a difference of at most {allowed:.3g}"
         )
     return Verdict(tuple(faults), near_ties, worst)
 
@@ -154,23 +154,23 @@ def _length_faults(session: Session[Any], answer: ServedAnswer) -> list[str]:
     full = limit is not None and len(answer.prompt) + count > limit
     faults = []
     if count > answer.max_new_tokens:
-        faults.append(f"it has {count} tokens, of {answer.max_new_tokens} asked for")
+        faults.append(f"it has {count} tokens, and at most {answer.max_new_tokens} were requested")
     if answer.reason == "length" and count < answer.max_new_tokens and not full:
-        faults.append(f"it ended for its length after {count} tokens, of {answer.max_new_tokens} asked for")
+        faults.append(f"it ended with reason length after {count} tokens; {answer.max_new_tokens} were requested")
     if answer.logprobs and len(answer.logprobs) != count:
         faults.append(f"it has {count} tokens and {len(answer.logprobs)} log-probabilities")
     ends = set(session.config.eos_token_ids)
     if answer.stop_at_eos and ends.intersection(answer.tokens):
-        faults.append("it goes on behind an end-of-sequence token")
+        faults.append("it goes on after an end-of-sequence token")
     return faults
 
 
 def _end_faults(session: Session[Any], answer: ServedAnswer, found: Array, tie: float) -> list[str]:
-    """Return whether the token behind a greedy answer fits the reason for its end."""
+    """Return a fault if a greedy answer stopped although the next token is not an end-of-sequence token."""
     ends: Sequence[int] = session.config.eos_token_ids
     if answer.reason != "stop" or not answer.stop_at_eos or not ends or len(found) <= len(answer.tokens):
         return []
     behind = float(found[-1].max() - found[-1][list(ends)].max())
     if behind <= tie:
         return []
-    return [f"it stopped after {len(answer.tokens)} tokens; alone it goes on with {int(found[-1].argmax())}"]
+    return [f"it stopped after {len(answer.tokens)} tokens; run alone, it goes on with {int(found[-1].argmax())}"]

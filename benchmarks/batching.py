@@ -102,14 +102,14 @@ def measure(artifact: Path, context: int, new: int, steps: int, threads: int) ->
 
 @click.command()
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where artifacts are kept and looked for.")
-@click.option("--only", help="Measure this one alone, such as medium-static; the others stay as they were.")
+@click.option("--only", help="Measure this artifact alone, such as medium-static; other results stay.")
 def main(artifacts: Path | None, only: str | None) -> None:
     """Measure batching, and write benchmarks/results/batching.json."""
     with tempfile.TemporaryDirectory() as scratch:
         root = artifacts or Path(scratch)
         path = RESULTS / "batching.json"
         results = json.loads(path.read_text())["results"] if only and path.is_file() else {}
-        # The demo's products are too small for two threads, which would wait for each other.
+        # The demo's matrices are too small for two threads, which would wait for each other.
         for shape, context, new, steps, threads in (("demo", 96, 24, 100, 1), ("medium", 512, 16, 12, 2)):
             for cache in ("static", "growing"):
                 name = f"{shape}-{cache}"

@@ -2,7 +2,7 @@
 
 The model has 2 layers, 8 heads on 2 key/value heads of width 64, and float32 weights and arithmetic. It runs with the
 library of kernels, built if need be, and with the functions of the graph. All take turns, a few steps at a time. Caches
-hold random values, which change nothing in what a step costs.
+hold random values, which do not change what a step costs.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "gated_delta": {"key_heads": 8, "value_heads": 8, "key_width": 64, "value_width": 64, "gate": "silu"}
         },
     },
-    # The same in small, for a look at whether the script runs.
+    # The same in small, for a quick check that the script runs.
     "small-hybrid": {
         "vocab_size": 500,
         "hidden_size": 64,
@@ -70,7 +70,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "gated_delta": {"key_heads": 4, "value_heads": 4, "key_width": 16, "value_width": 16, "gate": "silu"}
         },
     },
-    # For a look at whether a script runs.
+    # For a quick check that a script runs.
     "small": {
         "vocab_size": 500,
         "hidden_size": 64,
@@ -175,8 +175,8 @@ def logit_errors(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> di
     """Compare logits ``(B, N, vocab)`` with exact ones.
 
     Returns:
-        ``relative_error``: ‖difference‖ / ‖exact‖, mean over rows and positions; ``worst_row``: the same of each
-        position's worst row, mean over positions; ``kl_mean``: Kullback-Leibler divergence in nats; ``top1``: share of
+        ``relative_error``: ‖difference‖ / ‖exact‖, mean over rows and positions; ``worst_row``: the largest one of any
+        row at each position, mean over positions; ``kl_mean``: Kullback-Leibler divergence in nats; ``top1``: share of
         positions at which both prefer the same token.
     """
     by_row = [position_errors(row[None], right[None]) for row, right in zip(found, exact, strict=True)]

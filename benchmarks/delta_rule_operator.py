@@ -2,7 +2,7 @@
 
 All is float32, with 8 heads of width 128 (as in Qwen3-Next) or 16 of width 64, for keys and values alike; keys are
 correlated 0.9, β is 0 to 1, the decay is slow or absent. The graph of one token is measured too. All are timed in turn,
-round by round, in processor time, which other processes disturb less; one thread, since waiting threads use it too.
+round by round, in processor time, which other processes disturb less; on one thread, since waiting threads use time.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def measure(length: int, heads: int, width: int, gated: bool, rounds: int, threa
 @click.option("--rounds", default=9, show_default=True, help="Rounds that count.")
 @click.option("--threads", default=1, show_default=True, help="Threads of onnxruntime.")
 def main(lengths: str, shapes: str, rounds: int, threads: int) -> None:
-    """Measure the three."""
+    """Measure the kernel, the body and LinearAttention."""
     rows = []
     cases = itertools.product(map(int, lengths.split(",")), shapes.split(","), (True, False))
     for length, shape, gated in cases:

@@ -1,6 +1,6 @@
-"""Decoding with a mixture of experts beside a dense model of its active size, at batch 1.
+"""Decoding with a mixture of experts beside a dense model with as many active parameters, at batch 1.
 
-The mixture has 64 experts of which a token chooses 8, so that its weights are 7 times those that one token reads. Both
+The mixture has 64 experts, of which a token chooses 8, so that it has 7 times the weights that one token reads. Both
 models have random weights and decode in turn in one process. Tokens are random, so chosen experts change.
 Both run on one thread, whose processor time counts.
 """
@@ -46,7 +46,7 @@ def exported(name: str, scratch: Path, quantize: str | None) -> Artifact:
     """Export a random model, which is ``mixture`` or ``dense``."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(scratch / name)
-    options = QuantizeOptions(quantize, activations="float") if quantize else None  # as experts have it
+    options = QuantizeOptions(quantize, activations="float") if quantize else None  # the default with experts
     return export(scratch / name, scratch / f"{name}-artifact", cache="static", quantize=options)
 
 
@@ -55,7 +55,7 @@ def exported(name: str, scratch: Path, quantize: str | None) -> Artifact:
 @click.option("--tokens", default=400, show_default=True, help="Tokens that each model decodes.")
 @click.option("--result", help="Name of the results' file; default: they are not kept.")
 def main(quantize: str | None, tokens: int, result: str | None) -> None:
-    """Measure."""
+    """Measure both models."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {name: exported(name, Path(folder), quantize) for name in CONFIGS}

@@ -1,10 +1,10 @@
-"""A model with three layers of the gated delta rule to one of LUCID, beside LUCID or standard attention throughout.
+"""A model with three layers of the gated delta rule per LUCID layer, beside LUCID or standard attention throughout.
 
 All have hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64 and nearly the same number of parameters: a
 delta layer has 8 heads with keys and values of width 64. Each is compared with PyTorch before anything is timed. Then
 they take turns, each in a process of its own: prefill at 2048 and 8192 tokens, decode at 8192 tokens of context. Last,
-each decodes alone at 131,072 tokens, and its peak memory stands beside what `lucid-deploy inspect` predicts. Kernels
-are those that `lucid-deploy run` would take; `--kernels functions` takes the graphs' own.
+each decodes alone at 131,072 tokens, and its peak memory is compared with what `lucid-deploy inspect` predicts. Kernels
+are those that `lucid-deploy run` would choose; `--kernels functions` uses the function bodies in the graphs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check(contenders: list[Contender]) -> None:
 
 
 def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """Return every measurement with its time over the hybrid's of the same kind, round by round."""
+    """Return every measurement, with the ratio of its time to the hybrid's at this stage and length, by round."""
     first = {(m.stage, m.length): m for m in measurements if m.contender == "hybrid"}
     return [
         {

@@ -1,4 +1,4 @@
-"""The library's product beside onnxruntime's own in one graph: what the two benchmarks of such operators share."""
+"""What two benchmarks share: they time the library's matrix multiplication beside onnxruntime's own, in one graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library
 
 ort = import_onnxruntime()
 LIBRARY, STANDARD = "library", "onnxruntime"
-FACTOR, FLOOR = 3, {"float32": 2e-7, "float16": 5e-4}  # of the larger error; a unit in the last place
+FACTOR, FLOOR = 3, {"float32": 2e-7, "float16": 5e-4}  # allowed: FACTOR · max(onnxruntime's error, FLOOR)
 Array = np.ndarray[Any, Any]
 
 
@@ -24,7 +24,7 @@ def sessions(path: Path, use_library: Callable[[onnx.ModelProto], bool], threads
 
     Args:
         path: The graph.
-        use_library: Puts the library's product into a graph, and says whether it did.
+        use_library: Replaces a graph's multiplications by the library's, and returns whether it did.
         threads: Threads of each session.
     """
     found = {}
@@ -55,7 +55,7 @@ def check(both: dict[str, Any], x: Array, exact: Array) -> dict[str, float]:
 
 
 def race(both: dict[str, Any], x: Array, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Run both in turn; return each round's seconds by implementation. Outputs are all but ``product_0``.
+    """Run both in turn; return each round's seconds by implementation. All outputs but ``product_0`` are computed.
 
     With one thread, seconds are that thread's processor time, which other processes hardly change.
     """

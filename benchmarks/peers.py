@@ -27,7 +27,7 @@ TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptio
 
 
 def contenders_of(lucid: Path, standard: Path, kind: str, kernels: str, threads: int) -> list[Contender]:
-    """Export both checkpoints with weights of one type; return LUCID, and the other in onnxruntime and OpenVINO.
+    """Export both checkpoints with weights of one type; return LUCID, and standard in onnxruntime and OpenVINO.
 
     Args:
         lucid: The checkpoint with LUCID; artifacts are written beside it.
@@ -69,7 +69,7 @@ def reports_of(
 @click.option("--repeats", default=3, show_default=True, help="Rounds that count.")
 @click.option("--lengths", default="512,2048,8192", show_default=True, help="Prompt lengths and contexts.")
 @click.option("--types", default=",".join(TYPES), show_default=True, help="What to measure, with commas.")
-@click.option("--shape", default="medium", show_default=True, help="Of benchmarks/common.py.")
+@click.option("--shape", default="medium", show_default=True, help="One of the shapes in common.py.")
 @click.option("--kernels", default="library", show_default=True, help="What onnxruntime runs: library or functions.")
 @click.option("--threads", default=2, show_default=True, help="Threads of a contender.")
 def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threads: int) -> None:

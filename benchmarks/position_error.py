@@ -93,11 +93,11 @@ def summary(row: Array, bins: int) -> list[dict[str, float]]:
 
 
 @click.command(help=__doc__)
-@click.option("--checkpoint", default=DEMO, show_default=True, help="Whose artifacts to export.")
+@click.option("--checkpoint", default=DEMO, show_default=True, help="Checkpoint to export.")
 @click.option("--length", default=32768, show_default=True, help="Tokens of the text.")
-@click.option("--chunk", default=64, show_default=True, help="Tokens that run at once; they see each other unstored.")
+@click.option("--chunk", default=64, show_default=True, help="Tokens that run at once, seeing each other unrounded.")
 @click.option("--bins", default=15, show_default=True, help="Parts of the text, each longer than the last.")
-@click.option("--minutes", type=float, help="Stop after so long, with the positions that were reached.")
+@click.option("--minutes", type=float, help="Stop after so many minutes, with the positions reached.")
 @click.option("--write/--no-write", default=True, help="Write benchmarks/results/position_error.json.")
 def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | None, write: bool) -> None:
     """Export, run and compare."""

@@ -1,4 +1,4 @@
-"""Precondition as a single-operator graph, its function body and the library, against PyTorch's causal attention.
+"""Precondition as a single-operator graph, by its function body and by the library, against PyTorch's attention.
 
 The dense solve in PyTorch is measured beside them.
 

@@ -44,7 +44,7 @@ KNOWN = {"recall": {"limit": 200}, "needles": {"needles": 4, "lengths": LENGTHS,
 
 
 def tasks(tokenizer: TextTokenizer, context: int, recall_prompts: int = 200) -> dict[str, Task]:
-    """Return the tasks that every model is asked."""
+    """Return the tasks that every model has to answer."""
     return {
         "recall": recall_task(tokenizer, recall_prompts),
         "needles": needles_task(tokenizer, context, **KNOWN["needles"]),  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def ask(session: Session[Any], tokenizer: TextTokenizer, questions: dict[str, Ta
 
 
 def brief(report: Report) -> dict[str, Any]:
-    """Return a report's score in all and for each length of prompts."""
+    """Return a report's overall score, and its score for each length of prompts."""
     label = "pairs" if report.task.name == "recall" else "length"
     by = {str(key[0]): score.to_dict() for key, score in report.by(label).items()}
     return {**report.score.to_dict(), "settings": report.task.settings, "by": {label: by}}

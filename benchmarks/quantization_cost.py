@@ -72,7 +72,7 @@ def rewrite(checkpoint: Path, output: Path) -> None:
 
 
 def upcycle(checkpoint: Path, output: Path) -> None:
-    """Write a Mixtral that computes what a Llama does: each expert is its MLP, and gates of those taken sum to 1."""
+    """Write a Mixtral that computes what a Llama does: each expert is the Llama's MLP, and chosen gates sum to 1."""
     llama, draw = AutoModelForCausalLM.from_pretrained(checkpoint), torch.Generator().manual_seed(1)
     kept = llama.config.to_dict().keys() & MixtralConfig().to_dict().keys() - {"architectures", "model_type"}
     config = MixtralConfig(**{key: getattr(llama.config, key) for key in kept}, num_local_experts=4)
@@ -127,9 +127,9 @@ FORMS = {"published": None, "rewritten": rewrite, "experts": upcycle}
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="To measure on.")
-@click.option("--calibration", type=click.Path(exists=True, path_type=Path), required=True, help="To learn from.")
-@click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="That is merged into the weights.")
+@click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="Text to measure on.")
+@click.option("--calibration", type=click.Path(exists=True, path_type=Path), required=True, help="Text to learn from.")
+@click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="Adapter to merge into the weights.")
 @click.option("--form", "forms", multiple=True, type=click.Choice(list(FORMS)), default=["published", "rewritten"])
 @click.option("--only", multiple=True, type=click.Choice(list(WAYS)), help="Measure these ways alone.")
 def main(

@@ -2,8 +2,8 @@
 
 A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64, random weights) runs
 prefill and decode in onnxruntime, all contenders in turn, with the library of kernels (``lucid-deploy plugin build
---target onnxruntime``) and with the functions in the graphs. The error of one product of that size against float64 is
-measured for several block sizes and both ``--activations``.
+--target onnxruntime``) and with the functions in the graphs. The error of one matrix multiplication of that size
+against float64 is measured for several block sizes and both ``--activations``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VARIANTS: dict[str, ExportOptions] = {
         cache="static", quantize=QuantizeOptions("int4", block_size=32, activations="float", method="rtn")
     ),
 }
-# Methods whose products have another form than round-to-nearest's.
+# Methods whose graphs multiply in another way than round-to-nearest's.
 FORMS: dict[str, ExportOptions] = {
     **{name: VARIANTS[name] for name in ("float32", "int4-32")},
     "int4-32-hqq": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="hqq")),
@@ -64,7 +64,7 @@ def make_artifacts(root: Path, variants: dict[str, ExportOptions]) -> dict[str, 
 
 
 def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
-    """Return relative errors of a product with quantized weights, by block size, for inputs as they are and in int8.
+    """Return relative errors of multiplying by quantized weights, by block size, for float and int8 inputs.
 
     ``normal`` inputs are independent; with ``outliers`` one in a hundred is 20 times as large, as in trained models.
     """
@@ -134,7 +134,7 @@ def embedding_bytes(artifact: Artifact) -> int:
 @click.option("--repeats", default=7, show_default=True, help="Rounds that count.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here, and use those that are there.")
 @click.option("--prepare", is_flag=True, help="Only export, into --work.")
-@click.option("--methods", is_flag=True, help="Measure the methods whose products have a form of their own instead.")
+@click.option("--methods", is_flag=True, help="Instead, measure the methods whose graphs multiply in another way.")
 def main(repeats: int, work: Path | None, prepare: bool, methods: bool) -> None:
     """Measure the medium model in several types, or in 4 bits by several methods."""
     with tempfile.TemporaryDirectory() as scratch:

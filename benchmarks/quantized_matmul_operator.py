@@ -1,8 +1,8 @@
-"""Products of rows with block-quantized weights from memory: the library's beside onnxruntime's MatMulNBits.
+"""Matrix multiplication by block-quantized weights from memory: the library's beside onnxruntime's MatMulNBits.
 
 The weights have one shape and are more than a cache holds; a run multiplies each once by the same rows, whose values
-are rounded to 8 bits. The two run in turn, round by round. The share is of the products per second that AVX-512 VNNI,
-or AVX2, reaches in registers, measured at the start.
+are rounded to 8 bits. The two run in turn, round by round. The share of the peak compares with the multiplications per
+second that AVX-512 VNNI, or AVX2, reaches in registers, measured at the start.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ double seconds_of_dots(long count) {  // 12 at a time, which do not wait for eac
 
 
 def peak() -> float:
-    """Measure how many products of bytes per second one thread computes in registers."""
+    """Measure how many multiplications of bytes per second one thread computes in registers."""
     count = 12 * 10**6
     with tempfile.TemporaryDirectory() as folder:
         source, compiled = Path(folder, "peak.c"), Path(folder, "peak.so")
@@ -114,8 +114,8 @@ def peak() -> float:
 
 
 @click.command()
-@click.option("--rows", default="1,2,4,8,16,64,512", show_default=True, help="Rows of a product, with commas.")
-@click.option("--bits", default="4,8", show_default=True, help="Of a weight's numbers, with commas.")
+@click.option("--rows", default="1,2,4,8,16,64,512", show_default=True, help="Rows to multiply, with commas.")
+@click.option("--bits", default="4,8", show_default=True, help="Bits of a weight's numbers, with commas.")
 @click.option("--block", default=32, show_default=True, help="Numbers that share a scale.")
 @click.option(
     "--shapes", default="1024x2816,1024x1024,1024x256", show_default=True, help="Depth x columns, with commas."
@@ -123,11 +123,11 @@ def peak() -> float:
 @click.option("--threads", default=2, show_default=True, help="Threads of a session.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds that count.")
 def main(rows: str, bits: str, block: int, shapes: str, threads: int, rounds: int) -> None:
-    """Compare the library's product with onnxruntime's."""
+    """Compare the library's operator with onnxruntime's."""
     library, _ = build_ort_library()
     if not has_dots(library):
         raise SystemExit(
-            "This processor has neither AVX-512 VNNI nor AVX2, without which sessions keep onnxruntime's product."
+            "This processor has neither AVX-512 VNNI nor AVX2, without which sessions keep onnxruntime's operator."
         )
     found: list[dict[str, Any]] = []
     most = threads * peak()

@@ -8,7 +8,7 @@ and that of all other processes, which should be next to nothing. Needs Linux.
 
 With `--audit SHARE` a third way takes its turns: the batched server, of whose answers that share, chosen at random,
 comes with token ids and log-probabilities. After each of its turns these are computed again, alone, by
-`audit.py`, and so are answers to one prompt that are drawn at random, which nobody times.
+`audit.py`, and so are sampled answers to one prompt, which are not timed.
 A wrong answer ends the run, and nothing is reported.
 """
 
@@ -40,7 +40,7 @@ from lucid_deploy.serving.engine import EngineOptions
 
 ROWS = {"batched": 16, "sequential": 1}
 WORKLOADS = {"demo": (200, 100, 4), "medium": (128, 32, 1)}  # prompt tokens, new tokens, requests per client
-LEAST = 4  # as many requests as that number of clients would make
+LEAST = 4  # with fewer clients, as many requests as this number of clients would send
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ Rounds = list[dict[tuple[str, int], Measured]]  # by server and number of client
 
 
 def machine_seconds() -> float:
-    """Return the processor time that all processes have used so far, with that which a host took away (steal)."""
+    """Return the processor time that all processes have used so far, including what the host took away (steal)."""
     user, nice, system, _, _, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 

@@ -72,7 +72,7 @@ class Server(Protocol):
 
 
 class HttpServer:
-    """A process that prints its address, and takes OpenAI's completions."""
+    """A server process that prints its address, and answers OpenAI's completion requests."""
 
     def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -225,10 +225,10 @@ def peak(pid: int) -> int:
 @click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.argument("gguf", type=click.Path(exists=True, path_type=Path))
 @click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="Prompts are cut from it.")
-@click.option("--genai-python", help="Python of an environment with openvino-genai; without it, it is left out.")
+@click.option("--genai-python", help="Python of an environment with openvino-genai; without, GenAI is left out.")
 @click.option("--servers", default="lucid,standard,llama.cpp,genai", show_default=True, help="Also lucid:int8, ….")
 @click.option("--clients", default="1,4,8,16", show_default=True, help="How many ask at a time.")
-@click.option("--requests", default=4, show_default=True, help="Requests per client, 8 at least in all.")
+@click.option("--requests", default=4, show_default=True, help="Per client, of at least 8; a single one sends 8.")
 @click.option("--temperature", default=0.0, show_default=True, help="Above 0, tokens are sampled, with top_p 0.9.")
 @click.option("--rounds", default=3, show_default=True, help="How often each takes its turn.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here for the next time.")

@@ -1,4 +1,4 @@
-"""Prompts beside rows in one run of a joined graph, or one after the other: tokens per second, gaps between tokens.
+"""Prompts and decoding rows in one run of a joined graph, or one after the other: tokens per second and their gaps.
 
 ``python benchmarks/shared_steps.py ARTIFACT``; the artifact has quantized weights and ``--cache static``. Clients send
 one request after another: prompts of 200 random tokens, answers of 64. Rounds are interleaved, and every answer of both

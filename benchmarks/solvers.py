@@ -180,7 +180,7 @@ def _same_best(found: Tensor, best: Tensor) -> float:
 
 
 def _answered(session: TorchSession, tokenizer: TextTokenizer, task: Task) -> dict[str, Any]:
-    """Return how many questions are answered rightly: none if the logits are not finite."""
+    """Return how many questions are answered correctly: none if the logits are not finite."""
     try:
         return evaluate(session, tokenizer, task).score.to_dict()
     except CheckFailed:
@@ -241,7 +241,7 @@ def use(model: LucidForCausalLM, solver: str, dtype: str) -> None:
 
 @click.command()
 @click.option("--lengths", default="64,256,500", show_default=True, help="Tokens of the texts.")
-@click.option("--questions", default=40, show_default=True, help="Of each length.")
+@click.option("--questions", default=40, show_default=True, help="Questions at each length.")
 @click.option("--rounds", default=5, show_default=True, help="Runs that are timed.")
 @click.option("--write/--no-write", default=True, help="Write benchmarks/results/solvers.json.")
 def main(lengths: str, questions: int, rounds: int, write: bool) -> None:

@@ -7,7 +7,7 @@ model had chosen their tokens. The answers are
     recall   entries of a list, asked for one after the other, for all of the list
     needles  the answers to questions about facts in a long text, each alone: two words of the bundled model
     numbers  the same in English, where an answer has five digits, each a token, as they are for most tokenizers
-    text     tokens of which none comes twice: what drafts cost where they are of no use
+    text     tokens without any repetition: what drafts cost where they are of no use
 
 Plain decoding and speculation take turns in one process; ratios are those of a round.
 """

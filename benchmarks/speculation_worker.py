@@ -1,4 +1,4 @@
-"""The process that speculation.py measures: verifying of drafts, and decoding of known answers."""
+"""The process that speculation.py measures: it verifies drafts, and decodes known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of a few rows with weights from memory: the library's beside onnxruntime's MatMul.
+"""Matrix multiplication of a few rows by weights from memory: the library's beside onnxruntime's MatMul.
 
 The weights have one shape and are more than a cache holds (276 MB in float32); a run multiplies each once by the same
 rows. onnxruntime packs the weights, as it does by default, and converts those in float16 to float32 when it loads them.

@@ -47,7 +47,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         operator: The name of an operator of ``ai.lucid``, or ``model`` for a whole model.
         type: The type that the operator's ``T`` stands for, or the model's type.
         types: ``type``, and the types of all of the graph's inputs.
-        derivation: How the tolerances were made.
+        derivation: How the tolerances were derived.
         outputs: The outputs' tolerances, in the graph's order.
     """
 
@@ -136,14 +136,14 @@ def read_case(folder: Path) -> Case:
     except OSError as error:
         raise LucidError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError, RecursionError) as error:
-        raise LucidError(f"{folder / MODEL} is no whole ONNX model: {_line(error)}.") from error
+        raise LucidError(f"{folder / MODEL} is not a complete ONNX model: {_line(error)}.") from error
     given = [item.name for item in model.graph.input]
     wanted = [item.name for item in model.graph.output]
     described = [output.name for output in description.outputs]
     if described != wanted:
         raise LucidError(f"{folder / DESCRIPTION} has the outputs {described}, and the graph has {wanted}.")
     if not all(math.isfinite(output.tolerance) for output in description.outputs):
-        raise LucidError(f"{folder / DESCRIPTION} has a tolerance that is no finite number.")
+        raise LucidError(f"{folder / DESCRIPTION} has a tolerance that is not finite.")
     first, *further = (
         DataSet(_tensors(data, "input", given), _tensors(data, "output", wanted)) for data in _data_folders(folder)
     )
@@ -177,7 +177,7 @@ def _tensors(data: Path, kind: str, names: list[str]) -> dict[str, Array]:
         except OSError as error:
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         except (DecodeError, ValueError, TypeError, KeyError) as error:
-            raise LucidError(f"{path} is no whole tensor: {_line(error)}.") from error
+            raise LucidError(f"{path} is not a complete tensor: {_line(error)}.") from error
         if tensor.name != name:
             raise LucidError(f"{path} holds the tensor {tensor.name!r}, and the graph has {name!r} there.")
         if kind == "output" and not finite:

@@ -27,7 +27,7 @@ from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.table import SCATTER_ROW, Operator
 
 PINNED = Path(__file__).with_name("pinned.json")
-# Tolerance / baseline. With sums in another order and other exp and rsqrt, errors were 0.5 to 2.4 float32 baselines.
+# Tolerance / baseline. Other orders of summation, exp and rsqrt gave errors of 0.5 to 2.4 baselines in float32.
 FACTOR = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}
 # Least baseline: about the type's relative rounding error. A plain implementation may happen to be exact in a case.
 FLOOR = {"float32": 1e-7, "float16": 2.5e-4, "bfloat16": 2e-3}
@@ -64,7 +64,7 @@ def make_case(name: str) -> Case:
     """Make a case, with its pinned tolerances.
 
     Raises:
-        LucidError: Its checksums differ from the pinned ones, or none are pinned.
+        LucidError: The case's checksums differ from the pinned ones, or none are pinned.
     """
     case, pin = _makers()[name](), pinned().get(name)
     if pin is None or not _same(checksums(case), pin.checksums):
@@ -166,7 +166,7 @@ def model_weights(problem: ModelProblem) -> dict[str, Array]:
 
 
 def _description(text: str, operator: str, dtype: str, inputs: Mapping[str, Array], copies: bool) -> Description:
-    derivation = "It copies numbers, so nothing may differ."
+    derivation = "The operator copies numbers, so nothing may differ."
     if not copies:
         derivation = (
             f"{FACTOR[dtype]:g} times the baseline, and at least {FACTOR[dtype] * FLOOR[dtype]:g}: the relative error "

@@ -2,7 +2,7 @@
 
 The code under test shares only ``plugins/table.py`` with this module; arguments are named as the inputs there. In
 shapes, ``B`` is the batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past
-ones, ``T`` all, ``D`` the width of a head. Those of experts' products are explained there.
+ones, ``T`` all, ``D`` the width of a head. :func:`expert_matmul` explains the letters of its own shapes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def precondition(
         V: Their values, ``(B, H, N, D)``.
         K_past: Raw keys of the cache, ``(B, H, P, D)``.
         Y_past: Its preconditioned values, ``(B, H, P, D)``.
-        mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
+        mask: ``(B, P + N)``, false at padding, which no token's solve reads and whose Y is its V.
         epsilon: Added to the mean square of a key.
         diagonal: If 1, L keeps the formula's diagonal, which is below 1 because of epsilon; at padding it is 1.
 

@@ -62,9 +62,9 @@ def whole_model(
     Args:
         graph: The graph.
         operators: The operators that the graph has.
-        diagonal: Whether their nodes have the attribute ``diagonal``.
-        one_token: Whether they get one new token, for which an operator may have a body of its own.
-        several: Whether they get several new tokens, for which an operator may have another body of its own.
+        diagonal: Whether the operators' nodes have the attribute ``diagonal``.
+        one_token: Whether the nodes get one new token, for which an operator may have a body of its own.
+        several: Whether the nodes get several new tokens, for which an operator may have another body of its own.
     """
     model = helper.make_model(
         graph,

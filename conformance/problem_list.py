@@ -19,7 +19,7 @@ _PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129, 96, 97))
 _FEWER_PASTS = tuple((1, past) for past in (64, 129))
 # Multiples of 64 (256) and of 16 (96, 112), and of neither (68), which leaves 4 floats beside vectors of 8 or 16.
 _WIDTHS = (68, 96, 112, 256)
-_BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
+_BOUNDARIES = "numbers of new and cached tokens around 64 and 128, one data set for each pair"
 _MORE_BOUNDARIES = _BOUNDARIES.replace("64 and", "64, 96 and")
 
 
@@ -36,7 +36,7 @@ def _of_training(problem: Problem, name: str, also: str = "") -> Problem:
 
 def _wide(problem: Problem) -> list[Problem]:
     """Return copies of a problem with the head widths of real models."""
-    text = f"{problem.text}, heads as wide as models have them"
+    text = f"{problem.text}, heads as wide as in real models"
     return [replace(problem, name=f"width_{width}", text=text, width=width) for width in _WIDTHS]
 
 
@@ -45,11 +45,11 @@ def _precondition() -> list[Problem]:
         return Problem(table.PRECONDITION, name, text, **fields)  # type: ignore[arg-type]
 
     correlated = make("correlated", "keys that resemble each other", new=40, keys=0.9)
-    repeated = make("repeated", "three keys, over and over, over a boundary of 32 rows", new=45, keys=1.0)
+    repeated = make("repeated", "three keys that repeat, across a boundary of 32 rows", new=45, keys=1.0)
     past = make("past_padded", "a past, padding on the left and a hole", new=19, past=24, padded=True, batch=2, heads=1)
     boundaries = make("boundaries", _BOUNDARIES, new=65, width=2, heads=1, keys=0.95, lengths=_FEWER_LENGTHS)
     return [
-        make("one_token", "one token and no past; eps makes a difference if it is on the diagonal", keys=0.9),
+        make("one_token", "one token and no past; a kernel that computes the diagonal is off by eps", keys=0.9),
         make("one_token_past", "one token after a past", past=21, keys=0.95),
         correlated,
         make("close", "keys that hardly differ, in more than two blocks of 32 rows", new=75, width=16, keys=0.99),
@@ -60,12 +60,12 @@ def _precondition() -> list[Problem]:
         make("padded", "padding on the left and a hole, no past", new=37, padded=True, batch=3, keys=0.95),
         make("odd_width", "a width of 5", new=23, past=6, width=5),
         make("wide", "a width of 33", new=18, past=3, width=33, heads=1),
-        make("width_of_one", "a width of 1, where every key is a sign", new=12, past=3, width=1),
+        make("width_of_one", "a width of 1, where a normalised key is a sign", new=12, past=3, width=1),
         make("small_keys", "keys so small that eps counts", new=20, past=5, size=0.01),
         make("many_rows", "more than 128 rows", new=140, past=3, width=6, heads=1, keys=0.95),
         make(
             "long",
-            "more than 1024 rows, as outer blocks have; two after a past of 1025",
+            "more rows than an outer block of 1024; two new tokens after a past of 1025",
             new=1060,
             width=2,
             heads=1,
@@ -91,13 +91,13 @@ def _causal_attention() -> list[Problem]:
     grouped = make("grouped", "three query heads to a key/value head", new=11, groups=3)
     boundaries = make("boundaries", _BOUNDARIES, new=65, width=2, heads=1, groups=1, lengths=_FEWER_LENGTHS)
     return [
-        make("one_token", "one token, which sees itself alone", groups=2),
+        make("one_token", "one token, which attends only to itself", groups=2),
         make("one_token_past", "one token after a past", past=19, groups=2),
         grouped,
         make("ungrouped", "as many key/value heads as query heads", new=20, past=2, groups=1, keys=0.5),
         make("one_head", "all query heads share one", new=9, past=4, heads=1, groups=4, keys=0.5),
         replace(past, batch=3, lengths=((100, 11),)),
-        make("repeated", "three keys, over and over", new=33, keys=1.0),
+        make("repeated", "three keys that repeat", new=33, keys=1.0),
         make("odd_width", "a width of 5", new=14, past=3, width=5, keys=0.5),
         make("many_rows", "more rows than a block of 256 has", new=270, width=2, heads=1, groups=2, keys=0.5),
         make("long_past", "two tokens after 1025", new=2, past=1025, width=2, heads=1, groups=2, keys=0.5),
@@ -119,16 +119,16 @@ def _decode_attention() -> list[Problem]:
     wide = _wide(make("width", "seven query heads to a key/value head", past=9, groups=7))
     several = make("several", "five tokens at once, padding and a hole", new=5, past=23, padded=True, batch=3, groups=3)
     return [
-        make("no_past", "the first token of all", groups=2),
+        make("no_past", "the first token, with an empty cache", groups=2),
         past,
         make("padded", "padding on the left and a hole", past=26, padded=True, batch=2, keys=0.95),
         buffer,
-        make("repeated", "three keys, over and over", past=40, keys=1.0, heads=1, groups=4),
+        make("repeated", "three keys that repeat", past=40, keys=1.0, heads=1, groups=4),
         make("odd_width", "a width of 7", past=15, width=7),
         make("small_keys", "keys so small that eps counts", past=12, size=0.01),
         make(
             "many_rows",
-            "more tokens than a chunk of 1024 has, one more, and one more than two",
+            "a past of more than a chunk of 1024 tokens: 76 more, one more, and one more than two chunks",
             past=1100,
             width=2,
             heads=1,
@@ -141,8 +141,8 @@ def _decode_attention() -> list[Problem]:
             make("wide_long", "wide heads over 129 tokens", past=129, width=136, heads=1, groups=7), ("float16",)
         ),
         several,
-        make("several_hole", "nine tokens at once, two of them a hole", new=9, past=3, padded=True, batch=2, heads=1),
-        make("several_repeated", "nine tokens at once, three keys, over and over", new=9, past=10, keys=1.0, heads=1),
+        make("several_hole", "nine tokens at once, two of them masked", new=9, past=3, padded=True, batch=2, heads=1),
+        make("several_repeated", "nine tokens at once, three keys that repeat", new=9, past=10, keys=1.0, heads=1),
         make(
             "several_wide",
             "many query rows at once: twelve tokens, three query heads to a key/value head",
@@ -192,7 +192,7 @@ def _delta_rule() -> list[Problem]:
         return Problem(table.DELTA_RULE, name, text, **{"groups": 1, **fields})  # type: ignore[arg-type]
 
     state = make("state_padded", "a state, decay, padding and a hole", new=21, past=1, padded=True, batch=2, decay=-0.3)
-    repeated = make("repeated", "three keys, over and over, and decay", new=45, keys=1.0, decay=-0.1)
+    repeated = make("repeated", "three keys that repeat, and decay", new=45, keys=1.0, decay=-0.1)
     return [
         make("one_token", "one token, and a state of 0"),
         make("one_token_state", "one token after others, with decay", past=1, decay=-0.5, batch=2),
@@ -202,7 +202,7 @@ def _delta_rule() -> list[Problem]:
         make("whole_chunk", "as many tokens as a chunk of 64 has", new=64, past=1, decay=-0.1, heads=1),
         make("forgetting", "decay to nothing between neighbours", new=70, past=1, decay=-60.0, heads=1),
         make("odd_width", "keys 5 wide", new=23, width=5, past=1, decay=-0.2),
-        make("width_of_one", "keys 1 wide, where every key is a sign", new=12, width=1, past=1),
+        make("width_of_one", "keys 1 wide, where a normalised key is a sign", new=12, width=1, past=1),
         state,
         repeated,
         *_in_types(state),

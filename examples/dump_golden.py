@@ -1,7 +1,7 @@
 """Record what a PyTorch model computes, for ``lucid-deploy verify ARTIFACT --golden FILE``. Paste it into your code.
 
 It takes any causal language model that is called as Hugging Face's are: model(input_ids), which returns logits or an
-object with ``.logits`` and perhaps ``.past_key_values``. Needs torch and safetensors. float32 or wider shows most.
+object with ``.logits`` and perhaps ``.past_key_values``. Needs torch and safetensors. Best run in float32 or float64.
 """
 
 import argparse
@@ -50,9 +50,9 @@ def _cached(out):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="For transformers' AutoModelForCausalLM.")
+    parser.add_argument("checkpoint", help="Checkpoint for transformers' AutoModelForCausalLM.")
     parser.add_argument("--output", required=True, help="The golden file to write.")
-    parser.add_argument("--dtype", default="float32", help="To compute in.")
+    parser.add_argument("--dtype", default="float32", help="Type to compute in.")
     given = parser.parse_args()
 
     from transformers import AutoModelForCausalLM

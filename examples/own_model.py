@@ -19,7 +19,7 @@ from lucid_deploy.plugins.precondition.torch_operator import precondition
 
 
 def lucid(module, query, key, value, attention_mask, **options):
-    """Attend in training; the export puts its own attention in."""
+    """Attend in training; the export replaces this function by its own attention."""
     mask, none = torch.ones(len(key), key.shape[2], dtype=torch.bool), key[:, :, :0]
     y = precondition(key, value, none, none, mask, eps=1e-6)
     return causal_attention(query, key, y, mask).transpose(1, 2), None
@@ -29,7 +29,7 @@ AttentionInterface.register("lucid_training", lucid)
 
 
 class CounterConfig(PreTrainedConfig):
-    """Its sizes."""
+    """The model's sizes."""
 
     model_type = "counter"
     vocab_size: int = 16
@@ -58,7 +58,7 @@ class Counter(PreTrainedModel, GenerationMixin):
     """The model."""
 
     config_class = CounterConfig
-    _supports_attention_backend = True  # any of the registry
+    _supports_attention_backend = True  # any attention of the registry
 
     def __init__(self, config):
         super().__init__(config)
@@ -80,7 +80,7 @@ class Counter(PreTrainedModel, GenerationMixin):
 
 model = Counter._from_config(CounterConfig(), attn_implementation="lucid_training")
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-for _ in range(60):  # one token after the other, around
+for _ in range(60):  # each token is the one before plus 1, modulo 16
     ids = (torch.randint(16, (32, 1)) + torch.arange(17)) % 16
     loss = nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten())
     optimizer.zero_grad()

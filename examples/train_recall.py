@@ -1,4 +1,4 @@
-"""Train the bundled checkpoint: a small LUCID model that finds one entry of a list again.
+"""Train the bundled checkpoint: a small LUCID model that looks up one entry of a list.
 
 The task and its held-out prompts are in lucid_deploy/demo/recall.py. A training sequence is a list and several
 questions with their answers. Lists start short and grow. Two things make the lookup quick to learn: parameters start
@@ -8,8 +8,8 @@ checkpoint in the published layout.
 
 With ``--hybrid`` the first and the last of the three layers are of the delta rule, and the one between them attends.
 
-This file holds what any training of a LUCID model has: configuration, loop, loss, and a checkpoint that lucid-deploy
-exports. What is special about this one stands in recall_training/: words, sequences, parameters, supervision, progress.
+This file holds what any training of a LUCID model needs: configuration, loop, loss, and a checkpoint that lucid-deploy
+exports. What only this task needs is in recall_training/: words, sequences, parameters, supervision, progress.
 
 Measured for the bundled checkpoint (all options at their defaults, PyTorch 2.13, two CPU cores shared with other
 work): 15 minutes, the last 1000 steps in 3 of them; 2000 of 2000 held-out prompts right.
@@ -95,10 +95,10 @@ def train(
     Args:
         attention: ``lucid`` or ``llama``.
         steps: Optimizer steps.
-        seed: Of the parameters and the data.
+        seed: Seed of the parameters and the data.
         curve: Where to note the progress, and held-out prompts answered on the way.
         plain: Without either help: parameters start random, and attention heads are not shown where to look.
-        hybrid: Layers of the delta rule around one of that attention.
+        hybrid: Layers of the delta rule around one layer of ``attention``.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -114,7 +114,7 @@ def train(
         answered = batch.labels != IGNORED
         loss = F.cross_entropy(logits[answered], batch.labels[answered])
         optimizer.zero_grad()
-        help_weight = 0.0 if plain else max(0.0, 1 - 2 * step / steps)  # of the supervision; the rest is as anywhere
+        help_weight = 0.0 if plain else max(0.0, 1 - 2 * step / steps)  # weight of the attention supervision
         (loss + help_weight * guide.loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -160,7 +160,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=2500, show_default=True, help="Optimizer steps of about 2000 tokens."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of parameters and data.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of parameters and data.")
 @click.option(
     "--prompts",
     type=click.IntRange(min=1),
@@ -173,7 +173,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Threads; the sums' order depends on them.",
+    help="Threads; the order of summation depends on their number.",
 )
 @click.option(
     "--curve",
@@ -182,7 +182,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     help="Write how training went to this JSON file, with 200 held-out prompts answered every 100 steps.",
 )
 @click.option("--plain", is_flag=True, help="Random parameters at the start, and no attention supervision.")
-@click.option("--hybrid", is_flag=True, help="Layers of the delta rule around one of that attention.")
+@click.option("--hybrid", is_flag=True, help="Layers of the delta rule around one layer of --attention.")
 def main(
     output: Path,
     attention: str,

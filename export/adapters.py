@@ -58,15 +58,15 @@ class LinearLayers:
         """Check that an adapter fits a checkpoint and can be kept apart from the checkpoint's weights; return notes.
 
         Raises:
-            LucidError: It does not fit the checkpoint, replaces a weight, or changes one outside of these layers.
+            LucidError: The adapter does not fit the checkpoint, replaces a weight, or changes a weight of other layers.
         """
         notes = adapter.check(self._shapes.get, base)
         other = sorted(adapter.weights - {place.name for place in self._stored.values()})
         if adapter.replaced or other:
             what = f"replaces {listed(sorted(adapter.replaced))}" if adapter.replaced else f"changes {listed(other)}"
             raise LucidError(
-                f"{adapter.directory} {what}. Rows can choose adapters only of linear layers outside of mixtures of "
-                "experts, and not of a tied lm_head. Merge it into the weights: --merge-adapter."
+                f"{adapter.directory} {what}. Only linear layers can have another adapter in each row, but not a tied "
+                "lm_head or layers in mixtures of experts. Merge the adapter into the weights: --merge-adapter."
             )
         return notes
 
@@ -74,7 +74,7 @@ class LinearLayers:
         """Return A ``(in, rank)`` and B ``(rank, out)``, with the scale in B, by the names of linear layers.
 
         Args:
-            folded: Scales that equalization folded into the weights: A and B are adapted to the scaled layers.
+            folded: Scales that equalization folded into the weights; A and B are scaled to fit these weights.
         """
         import torch
 
@@ -106,7 +106,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
     """Open and check the adapters of an export; return None if the options ask for none.
 
     Raises:
-        LucidError: An adapter cannot be read or kept apart, a name is invalid or taken, or an option for room is wrong.
+        LucidError: An adapter cannot be read or kept apart, a name is invalid or taken, or a maximum is too small.
     """
     most, most_rank = options.max_adapters, options.max_adapter_rank
     if not options.adapters and most is None:
@@ -167,7 +167,7 @@ def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[s
 
     Raises:
         LucidError: The artifact has no room, a name is invalid, taken or unknown, or an adapter does not fit the
-            checkpoint or what was reserved.
+            checkpoint or the reserved room.
     """
     slots = artifact.manifest.adapters
     if slots is None:

@@ -57,7 +57,7 @@ class ArtifactContents:
 
     @property
     def float32_head(self) -> bool:
-        """Whether the head is not quantized, so that its product is computed in float32 whatever the model's type."""
+        """Whether the head is not quantized; then it computes in float32, whatever the model's type."""
         return self.quantization is None or not self.quantization.pieces(self.source.stored_name("lm_head.weight"))
 
 
@@ -104,7 +104,7 @@ def _write_graphs(
     plan: dict[str, StoredTensor],
     stacked: dict[str, StoredTensor],
 ) -> list[GraphForm]:
-    """Write every form's graphs, and return the forms; the first has the plain names, ``prefill.onnx`` and so on.
+    """Write every form's graphs (a form: kind of cache, inlined or not); return the forms. The first has plain names.
 
     Inlined graphs come last, since inlining changes graphs in place that are also written with functions.
     """
@@ -121,7 +121,7 @@ def _write_graphs(
             file = f"{stage}{suffix}.onnx"
             write_graph(building / file, graph.model, plan, inline, stacked)
             graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
-        if STAGES[0] not in graphs:  # the first form's is the same: prefill reads no static cache
+        if STAGES[0] not in graphs:  # the first form's prefill graph serves: it reads no static cache
             graphs = {STAGES[0]: forms[0].graphs[STAGES[0]], **graphs}
         forms.append(GraphForm(cache, inline, options.opset_for(cache), graphs))
     return forms
@@ -168,7 +168,7 @@ def _manifest(
 
 
 def _described(contents: ArtifactContents) -> tuple[LayerDescription, ...]:
-    """Describe the layers, given what is quantized; with the option ``inline`` they use no operators of ours."""
+    """Describe the layers as exported: quantized experts have another operator, and inlined graphs none of ours."""
     if contents.options.inline:
         return tuple(dataclasses.replace(layer, operators={}) for layer in contents.layers)
     tensors = {} if contents.quantization is None else contents.quantization.tensors
@@ -190,7 +190,7 @@ def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, FileFacts]:
             "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != ADAPTERS  # changes after the export, and holds its own hash
+        if path.is_file() and path.name != ADAPTERS  # it changes after the export, and holds its own hash
     }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ROW = 512  # tokens of a row at most; the last row may be shorter
-SEED = 0  # draws the held-out rows, those to learn from if there are more than wanted, and distillation's order
+SEED = 0  # for drawing the held-out rows and the rows to learn from, and for the order of distillation's steps
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: one in 8, at most 4
 
 
@@ -34,10 +34,10 @@ class CalibrationRows:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a calibration file; ``LucidError`` if it is no readable file of UTF-8, or blank."""
+    """Return the text of a calibration file; ``LucidError`` if it is not readable UTF-8 text, or is blank."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
-            f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."
+            f"The calibration text {path} is a pipe or a device, which cannot be read twice. Save the text to a file."
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -64,7 +64,7 @@ def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
     if largest >= size:
         raise LucidError(
             f"The tokenizer of {checkpoint.directory} gives token id {largest}, outside the vocabulary (0 to "
-            f"{size - 1}): it is another model's."
+            f"{size - 1}): the tokenizer is another model's."
         )
     return ids
 

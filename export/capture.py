@@ -33,7 +33,7 @@ def capture(
     Args:
         module: What to capture.
         arguments: Its example arguments, on the meta device.
-        axes: Their dynamic axes, as ``torch.export.export`` takes ``dynamic_shapes``.
+        axes: The arguments' dynamic axes, in the format of ``dynamic_shapes`` of ``torch.export.export``.
         inputs: Names for the graph's inputs.
         outputs: Names for the graph's outputs.
     """

@@ -1,6 +1,6 @@
 """Write the files beside the weights into an artifact, and warn about what transformers would do differently.
 
-A checkpoint's ``tokenizer.json`` is completed with what the files beside it say of tokens, as transformers reads them.
+A checkpoint's ``tokenizer.json`` is completed with the tokens that files beside it define, as transformers reads them.
 transformers' AutoTokenizer may split texts differently than ``tokenizer.json`` says: classes of transformers 5 such as
 ``LlamaTokenizer`` build the normalizer and the pre-tokenizer themselves, while transformers 4, the tokenizers library
 and an artifact take them from the file. The files do not say which was used in training, so a difference becomes a
@@ -81,7 +81,7 @@ def check_tokenizer(checkpoint: Path) -> None:
 
 
 def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
-    """Copy the files beside the weights; of the tokenizer, write ``tokenizer.json`` and ``tokenizer_config.json`` anew.
+    """Copy the files beside the weights, but write ``tokenizer.json`` and ``tokenizer_config.json`` anew.
 
     Returns notes for the user: about texts that transformers' AutoTokenizer encodes or decodes differently, and about
     settings of generation.
@@ -174,7 +174,7 @@ def compare_with_transformers(directory: Path) -> tuple[str, ...]:
 
 
 def _note_settings(directory: Path) -> tuple[str, ...]:
-    """Return a note of the settings in ``generation_config.json`` that transformers takes as defaults and we do not."""
+    """Return a note of the settings in ``generation_config.json`` that transformers uses as defaults and we do not."""
     path = directory / "generation_config.json"
     settings = read_object(path) if path.is_file() else {}
     found = [
@@ -185,6 +185,6 @@ def _note_settings(directory: Path) -> tuple[str, ...]:
     if not found:
         return ()
     return (
-        f"generation_config.json sets {', '.join(found)}: transformers takes that as defaults, and no command does "
-        "here. Give run and chat options, and requests fields.",
+        f"generation_config.json sets {', '.join(found)}: transformers uses these settings as defaults, and no command "
+        "does here. Set them by options of run and chat, or by fields of requests.",
     )

@@ -67,7 +67,7 @@ def export(
             source, learned, quantization = learn(source, planned, options.dtype, progress)
             contents = ArtifactContents(source, str(checkpoint), options, quantization, hub, notes, learned, adapters)
             write_artifact(building, contents, progress or (lambda *_: None))
-            check_output(output, options.overwrite)  # again: it may have appeared since
+            check_output(output, options.overwrite)  # again: the output may have appeared meanwhile
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     return open_artifact(output)

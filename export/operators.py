@@ -111,9 +111,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
-    """Return a function that takes whether nodes use the training diagonal, and returns the maker of such nodes.
+    """Return a function of a bool, whether nodes use the training diagonal; it returns the function that makes them.
 
-    The maker for 1 on the diagonal lacks the attribute ``diagonal``: the tracer would write its default into nodes.
+    With a diagonal of ones, nodes get no attribute ``diagonal``: the tracer would write its default into all of them.
     """
     unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 NO_STATIC_FP8 = (
-    "A static cache cannot be in fp8: the operator that writes a row in place takes no E4M3, neither in TensorRT "
-    '("must have type Float, Half, or BFloat16") nor in onnxruntime.'
+    "A static cache cannot be in fp8: the operator that writes a row in place has no kernel for E4M3 in TensorRT "
+    '("must have type Float, Half, or BFloat16") or onnxruntime.'
 )
 STATE_TYPES = ("float32", "model")  # types in which recurrent states may be cached; model: the model's own
 
@@ -32,7 +32,7 @@ class ExportOptions:
 
     Attributes:
         dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
-        logits: For which of a prefill's tokens there are logits, ``last`` or ``all``.
+        logits: Which of a prefill's tokens get logits, ``last`` or ``all``.
         cache: Write graphs with this cache only: ``growing`` (present tensors are past ones plus the new rows) or
             ``static`` (decode writes its row in place into buffers that the client allocates). None: all forms that the
             model allows, unless ``inline`` is given.
@@ -41,8 +41,8 @@ class ExportOptions:
         quantize: How to quantize weights; None: not at all.
         calibration: A text file that ``quantize`` learns from.
         assume_unused: Keys of the checkpoint's configuration that are unknown here and, the user says, change nothing.
-        inline: Write only graphs in which the operators' bodies take the operators' places, for runtimes that know no
-            functions; their cache is growing unless ``cache`` says otherwise.
+        inline: Write only graphs in which our operators are replaced by their function bodies, for runtimes without
+            ONNX functions; their cache is growing unless ``cache`` says otherwise.
         opset: Version of ONNX's standard operators in graphs with a static cache: 23, or 24, which writes rows with
             TensorScatter; older runtimes lack it. None: 24. Other graphs have 23.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
@@ -51,7 +51,7 @@ class ExportOptions:
         adapters: Names and directories of LoRA adapters that are kept apart from the weights, so that each row of a
             batch may have its own.
         max_adapters: How many adapters the artifact has room for; None: those that are given. With a number, any linear
-            layer may get an adapter later, except in mixtures of experts, and a tied head.
+            layer may get an adapter later, except a tied head and layers in mixtures of experts.
         max_adapter_rank: The largest rank there is room for; None: the given adapters' largest, or 16 without any.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
         revision: Branch, tag or commit of a checkpoint that is named ``org/name``; None: main.
@@ -173,7 +173,7 @@ def check_target(checkpoint: Path, output: Path) -> None:
 
 
 def check_source(source: Checkpoint, output: Path, options: ExportOptions) -> None:
-    """Check the options' keys, the output and the tokenizer against the checkpoint, whose weights are not read."""
+    """Check ``assume_unused``, the output and the tokenizer against the checkpoint, without reading its weights."""
     needless = [key for key in options.assume_unused if key not in source.assumed_unused]
     if needless:  # the manifest's options would list a misspelt key too
         raise LucidError(

@@ -191,7 +191,7 @@ def trace(
             raise
         reason = str(error).strip().split("\n")[0][:200]
         raise LucidError(
-            f"The graph of {config.family} cannot be traced: its class does what ONNX has no form for "
+            f"The graph of {config.family} cannot be traced: its class does what cannot be written in ONNX "
             f"({type(error).__name__}: {reason})."
         ) from error
     name_values(graph.model, graph.layers, graph.weights)
@@ -227,7 +227,7 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
     write_rows(model, opset)
     weights = _detach_weights(model)
     optimize(model)
-    # No input is removed, even if the model does not read it, as position_ids without rotary embedding.
+    # Inputs that the model does not read stay, such as position_ids without rotary embedding.
     transposed = store_transposed(model, set(weights))
     shapes = {name: value.shape.numpy() for name, value in weights.items() if value.shape is not None}
     name_axes(model, {**{info.name: info.shape for info in inputs}, **shapes})
@@ -282,7 +282,7 @@ def _stage_module(
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return example arguments on the meta device and their dynamic axes: each name has its own size, rings' all 3."""
+    """Return example arguments on the meta device, each axis name with its own size (rings: 3), and dynamic axes."""
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}

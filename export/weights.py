@@ -39,7 +39,7 @@ Chosen = dict[str, Rounded]  # by name, all rows of each weight of which scales,
 class StoredTensor:
     """One weight in the file, or a part of a quantized one."""
 
-    name: str  # of the model's weight, or of some of its rows; of an adapter's matrix, its name in the graphs
+    name: str  # of the model's weight or of some of its rows; for an adapter's matrix, the name in the graphs
     shape: tuple[int, ...]  # as stored
     transposed: bool  # whether ``shape`` is the transpose of the checkpoint's
     offset: int  # of its first byte in the file, at the start of a page

@@ -38,7 +38,7 @@ class Bounds:
 
 
 class TooCostly(LucidError):
-    """The task exceeded its limit of time or memory; a worker that dies without a known cause counts as the latter."""
+    """The task exceeded its limit of time or memory; a worker's unexplained death counts as lack of memory."""
 
 
 class WorkerKilled(LucidError):
@@ -52,8 +52,8 @@ class WorkerFault(Exception):
 class BoundedProcess:
     """A worker process, started again when it has ended. Thread-safe: it runs one task at a time.
 
-    Runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Errors call a task by its
-    ``what``.
+    Runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Error messages call
+    a task ``what``.
 
     Attributes:
         ready: What the worker's ``open_worker`` returned for the parent; None before the first start.
@@ -195,7 +195,7 @@ def _answer(work: Callable[[Any], Any], task: Any, seconds: float) -> None:
     The limit is on processor time so that a busy machine refuses nothing. Windows has no timers for it, so no limit.
     """
     timer, kind = getattr(signal, "setitimer", lambda *_: None), getattr(signal, "ITIMER_PROF", 0)
-    timer(kind, seconds)  # then SIGPROF ends the process
+    timer(kind, seconds)  # after that time, SIGPROF ends the process
     try:
         reply = pickle.dumps((work(task), None))
     except (LucidError, MemoryError) as error:

@@ -36,7 +36,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Replace characters that could move a cursor, change a title or reverse text, but tab and newline, by U+FFFD."""
+    """Replace characters that could move a cursor, change a title or reverse text by U+FFFD; keep tab and newline."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text)
 
 

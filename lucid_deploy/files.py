@@ -50,9 +50,9 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path]]:
     """Yield an empty folder for each target; when the block ends, the folders take the targets' names.
 
-    An existing target raises a LucidError unless ``overwrite`` is set; one that is or holds the current folder always
-    does. If anything raises, all is as before. A single folder replaces an old one in one step if the system can swap
-    names. Otherwise a kill between renames may leave old folders as ``NAME.old-XXXXXXXX``, new ones as ``NAME.tmp-…``.
+    An existing target raises a LucidError unless ``overwrite`` is set; one that is or contains the current folder
+    always does. If anything raises, nothing changes. A single folder replaces an old one in one step if the system can
+    swap names. Otherwise a kill between renames may leave ``NAME.old-XXXXXXXX`` (old) and ``NAME.tmp-…`` (new).
     """
     for target in targets:
         if not target.is_symlink() and target.resolve() in (Path.cwd(), *Path.cwd().parents):
@@ -85,7 +85,7 @@ def _put_in_place(new: dict[Path, Path], overwrite: bool) -> None:
     if len(new) == 1 and existing and _exchange(new[existing[0]], existing[0]):
         return
     old = {target: _sibling(target, "old") for target in existing}
-    # Old ones first, so that an old and a new one, such as graphs of two models, are never there together.
+    # Old folders are renamed first, so that old and new ones, such as graphs of two models, never stand together.
     moves = [*old.items(), *((path, target) for target, path in new.items())]
     try:
         for source, destination in moves:

@@ -1,4 +1,4 @@
-"""The one place where the toolkit imports onnxruntime, so that it sends no telemetry unless the user wants that.
+"""The one place where the toolkit imports onnxruntime, so that no telemetry is sent unless the user wants it.
 
 From 1.29 on, the wheels for Linux and macOS send events to Microsoft by default: Python's path, names of files, times,
 devices. They keep an identifier and events that wait to be sent in ``~/.cache/Microsoft/DeveloperTools``.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-# onnxruntime's own switch, read once when the library is loaded: set before that, it holds back all events.
+# onnxruntime's own switch, read once when the library is loaded: set before that, it stops all events.
 SWITCH = "ORT_DISABLE_TELEMETRY"
 _OFF = ("1", "true", "yes", "on", "y")  # values by which onnxruntime disables telemetry
 

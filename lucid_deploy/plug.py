@@ -25,7 +25,7 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
 def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
     """Load the object that an installed package registers under a name; None if no package does.
 
-    Raises a LucidError if several do, if the object does not load, or is no ``kind`` whose ``attribute`` is the name.
+    Raises a LucidError if several do, or if the object does not load, is no ``kind`` or has another name.
     """
     found = entry_points(group).get(name, [])
     if not found:

@@ -15,7 +15,7 @@ _ROOT = Path("/")  # holds proc and sys
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return :func:`usable_cores` as the number of threads to start; None: nothing restricts it, or not on Linux."""
+    """Return :func:`usable_cores` as the number of threads to start; None: no restriction, or not on Linux."""
     if sys.platform != "linux":
         return None
     cores, usable = _cores(root), usable_cores(root)

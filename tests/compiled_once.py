@@ -1,9 +1,9 @@
-"""A pytest plugin: g++ on this run's path compiles each source of a library once, whoever asks for the same one again.
+"""A pytest plugin: puts a g++ into PATH that compiles each source of a library once per run and reuses the object.
 
-The library of CPU kernels takes it a minute, that of TensorRT's plugins 5 seconds, and a page of the docs, the tests of
-a wheel, of the commands and of the kernels build them, each in its own way: often one source of five is another. The
-same compiler, options and source behind the preprocessor give the same object. What is linked of them is linked each
-time. Seeded faults are compiled with -O1, in two thirds of the time.
+Compiling the library of CPU kernels takes a minute, TensorRT's plugin 5 seconds. A page of the docs and the tests of
+the wheel, the commands and the kernels build them, each in its own way; often only one of five sources differs. An
+object is reused if the compiler options and the preprocessed source are the same. Libraries are linked each time.
+Seeded faults are compiled with -O1, in two thirds of the time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 COMPILER = "g++"
-KEPT = "LUCID_TESTS_OBJECTS"  # an environment variable: a folder of objects that several runs have in common
+KEPT = "LUCID_TESTS_OBJECTS"  # an environment variable: a folder of objects that several runs share
 LEVEL = "LUCID_TESTS_OPTIMIZATION"  # an environment variable: the option that replaces -O3
 PROGRAM = """#!{python} -IS
 import fcntl, hashlib, os, shutil, subprocess, sys
@@ -28,14 +28,14 @@ if "-o" not in arguments or not sources or not (links or compiles):
     os.execv(real, [real, *arguments])
 at = arguments.index("-o")
 options = [one for one in arguments[:at] + arguments[at + 2 :] if one not in ("-c", "-shared", *sources)]
-options = [one for one in options if not one.startswith(("-l", "-L", "-Wl,", "-static-"))]  # others are for linking
+options = [one for one in options if not one.startswith(("-l", "-L", "-Wl,", "-static-"))]  # for linking only
 options = [os.environ.get({level!r}, one) if one == "-O3" else one for one in options]
-names = [one for one in options if not one.startswith(("-D", "-I", "-isystem", "/"))]  # the source says more
+names = [one for one in options if not one.startswith(("-D", "-I", "-isystem", "/"))]  # their effect is in the source
 objects = []
 for place, source in enumerate(sources):
     said = subprocess.run([real, "-E", "-P", *options, source], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     key = hashlib.sha256(repr(names).encode() + said.stdout).hexdigest()
-    if b".incbin" in said.stdout:  # it reads another file while it is compiled
+    if b".incbin" in said.stdout:  # the assembler reads another file
         key = "%s-%d-%d" % (key, os.getpid(), place)
     objects.append(os.path.join(kept, key + ".o"))
     with open(objects[-1] + ".lock", "w") as lock:
@@ -56,7 +56,7 @@ else:
 
 def pytest_configure(config: pytest.Config) -> None:
     real = shutil.which(COMPILER)
-    if hasattr(config, "workerinput") or real is None:  # the process that started this worker has done it
+    if hasattr(config, "workerinput") or real is None:  # pytest's main process has done this, or there is no g++
         return
     folder = tempfile.TemporaryDirectory(prefix="lucid-", ignore_cleanup_errors=True)
     patch = pytest.MonkeyPatch()
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def install(folder: Path, real: str) -> Path:
-    """Write the program into a folder, which also keeps what it has compiled; return it."""
+    """Write the program into a folder, which also keeps compiled objects; return the program's path."""
     kept = Path(os.environ.get(KEPT) or folder / "kept")
     kept.mkdir(exist_ok=True)
     program = folder / COMPILER

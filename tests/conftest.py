@@ -69,9 +69,9 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine() -> Iterator[None]:
-    """Commands run here say neither that the machine has other work nor, where that makes them slow, how far they are.
+    """Commands print no remarks on load or progress, which would depend on other work of the machine.
 
-    The tests of such remarks set a load or a clock of their own.
+    Tests of these remarks set a load or an interval of their own.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lucid_deploy.cli._console.INTERVAL", float("inf"))

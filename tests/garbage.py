@@ -1,7 +1,7 @@
-"""A pytest plugin: what is there when all tests are collected stays, so nobody looks through it for garbage.
+"""A pytest plugin: objects that exist when all tests are collected are frozen, so that garbage collection skips them.
 
-Python does so each time that enough is new: while the tests are imported, and while they run, with a million objects of
-theirs, of PyTorch and of transformers to look through.
+Python would look through these million objects of tests, PyTorch and transformers each time that enough new objects
+exist: while the tests are imported, and while they run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
-        atexit.register(gc.unfreeze)  # libraries in C++ complain of what is there at the very end
+        atexit.register(gc.unfreeze)  # C++ libraries complain about objects left at the very end
 
 
 @pytest.fixture
 def own_garbage() -> None:
-    """For tests that collect garbage: they look through what they have made, not through what other tests left."""
+    """For tests that collect garbage: freeze what other tests left, so that only their own objects are searched."""
     gc.freeze()

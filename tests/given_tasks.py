@@ -1,4 +1,4 @@
-"""lm_eval without its own tasks: it names 14,000, and reading their files takes 20 seconds."""
+"""lm_eval without its own 14,000 tasks, whose files take 20 seconds to read."""
 
 from __future__ import annotations
 

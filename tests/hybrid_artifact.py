@@ -1,4 +1,4 @@
-"""Hybrids with a tokenizer of words, exported once per run: gated delta layers around a LUCID layer, or one behind."""
+"""A hybrid with a tokenizer of words, exported once per run: a gated delta layer, then a LUCID layer."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "mutants.toml"
 MAPPED = ("export", "plugins", "conformance")  # top-level folders that are packages inside lucid_deploy
-# Exports import nothing of these packages: runs over faults in them have their traces in common.
+# Exports import nothing of these packages, so the test runs of faults in them share traces of models.
 NOT_IN_EXPORTS = re.compile("lucid_deploy/(batching|bench|cli|doctor|evaluation|generation|parity|runtimes|serving)/")
 NOTHING_COLLECTED = (4, 5)  # pytest's exit statuses for a wrong path and for no tests
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One line of the list: in ``file``, ``old`` (which stands there once) becomes ``new``; ``tests`` must fail."""
+    """One line of the list: in ``file``, ``old`` (which occurs once) becomes ``new``; ``tests`` must fail."""
 
     name: str
     file: str
@@ -42,13 +42,13 @@ def read_faults() -> list[Fault]:
     """Return all faults, after checking that each can still be applied.
 
     Raises:
-        SystemExit: A text is not in its file exactly once, a name stands twice, or a path of tests is missing.
+        SystemExit: A text is not in its file exactly once, a name is used twice, or a path of tests is missing.
     """
     faults = [Fault(**line) for line in tomllib.loads(LIST.read_text(encoding="utf-8"))["faults"]]
     problems = [f"{fault.name}: {problem}" for fault in faults if (problem := _problem(fault))]
     names = [fault.name for fault in faults]
     problems += [
-        f"{name}: this name stands twice" for name in sorted({name for name in names if names.count(name) > 1})
+        f"{name}: this name is used twice" for name in sorted({name for name in names if names.count(name) > 1})
     ]
     if problems:
         raise SystemExit("\n".join([f"{LIST.name} does not fit the sources:", *problems]))
@@ -60,7 +60,7 @@ def _problem(fault: Fault) -> str:
     if not path.is_file():
         return f"{fault.file} is missing"
     if (count := path.read_text(encoding="utf-8").count(fault.old)) != 1:
-        return f"{fault.old!r} stands {count} times in {fault.file}"
+        return f"{fault.old!r} occurs {count} times in {fault.file}"
     if not all((ROOT / part.split("::")[0]).exists() for part in fault.tests.split()):
         return f"{fault.tests} is missing"
     return ""
@@ -80,7 +80,7 @@ def copy_sources(target: Path) -> None:
 def run_tests(folder: Path, tests: str, workers: int, kept: Path, traces: bool) -> int:
     """Run pytest in a copy until the first failure; return its exit status.
 
-    ``kept`` has what runs compile, which its preprocessed source names, and, for faults in no export, ``traces``.
+    ``kept``: a folder that all runs share, for compiled objects and, if ``traces`` is set, for traces of models.
     """
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"LUCID_TESTS_OBJECTS": str(kept / "objects"), "LUCID_TESTS_OPTIMIZATION": "-O1"}

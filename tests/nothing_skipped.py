@@ -19,7 +19,7 @@ def missing_packages(terminal: pytest.TerminalReporter) -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run."""
+    """Fail the run if a test was skipped because a package is missing."""
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal is None or hasattr(session.config, "workerinput"):
         return

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 
 def write_number_words(checkpoint: Path, size: int) -> None:
-    """Give a checkpoint a tokenizer for so many numbers."""
+    """Give a checkpoint a tokenizer with the words 0 to ``size - 1``."""
     tokenizer = Tokenizer(models.WordLevel({str(token): token for token in range(size)}, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(checkpoint / "tokenizer.json"))

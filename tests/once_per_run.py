@@ -1,4 +1,4 @@
-"""What tests share is made once per run, by the worker that needs it first: a folder of the run, and locks in it."""
+"""Make what tests share once per run, in the worker that needs it first: in a folder of the run, under a lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_folder(factory: pytest.TempPathFactory, name: str) -> Path:
 def made_once(root: Path, key: str, make: Callable[[Path], object]) -> Path:
     """Return the folder of a key, which ``make`` has filled, here or in another worker.
 
-    What has failed is removed, and made again by the next that asks.
+    If ``make`` raised, the next call removes the folder and makes it again.
     """
     folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
     with open(folder.with_suffix(".lock"), "w") as lock:

@@ -1,4 +1,4 @@
-"""A pytest plugin: onnxruntime computes with one thread where nobody asks for more, as PyTorch does here.
+"""A pytest plugin: onnxruntime computes with one thread unless a test asks for more, as PyTorch does here.
 
 ``make test`` has more workers than cores. A second thread for models of this size only waits for the first, by
 spinning: with it a ``verify`` takes 1.7 times the processor time. Tests of what several threads compute ask for them.
@@ -29,5 +29,5 @@ def _one_core() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime.InferenceSession, "__init__", init)
-        release_arena()  # makes a session the first time, which tests that look at sessions would see
+        release_arena()  # its first call opens a session, which tests that count sessions would see
         yield

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 FOLDERS = {"HOME": "home", "XDG_CACHE_HOME": "cache", "TMPDIR": "tmp"}
-_LAST = -1000  # behind multiprocessing's own folder in it (-100), which is removed as this process ends
-INSIDE_HOME = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")  # if they are not set
+_LAST = -1000  # after multiprocessing has removed its own folder inside (-100), as this process ends
+INSIDE_HOME = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")  # unset, they lie in HOME
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # the process that started this worker has done it for all of them
         return
-    root = Path(tempfile.mkdtemp(prefix="lucid-"))  # a short name, as sockets ask for
+    root = Path(tempfile.mkdtemp(prefix="lucid-"))  # short: sockets limit the length of their paths
     Finalize(None, shutil.rmtree, (root, True), exitpriority=_LAST)
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
@@ -32,4 +32,4 @@ def pytest_configure(config: pytest.Config) -> None:
         patch.setenv(name, str(root / folder))
     for name in INSIDE_HOME:
         patch.delenv(name, raising=False)
-    patch.setattr(tempfile, "tempdir", os.environ["TMPDIR"])  # pytest has asked for the folder before
+    patch.setattr(tempfile, "tempdir", os.environ["TMPDIR"])  # tempfile has read TMPDIR before

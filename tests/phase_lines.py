@@ -1,4 +1,4 @@
-"""What commands say of their progress where stderr is no terminal, and what is left without it."""
+"""Remove the progress lines that commands write to stderr if it is no terminal."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def error_line(stderr: str) -> str:
 
 
 def without_progress(stderr: str) -> str:
-    """Return stderr without the lines that say every ten seconds how far a command is: on a busy machine there are."""
+    """Return stderr without progress lines, which come every ten seconds: on a busy machine there may be some."""
     return re.sub(r"^[^\n]*; \d+ s so far(, about \d+ s left)?\n", "", stderr, flags=re.M)

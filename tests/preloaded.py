@@ -1,9 +1,9 @@
 """Processes that begin with PyTorch imported: a server imports the large packages once and forks for each program.
 
 Half of what a short program costs is importing them. A folder for ``PATH`` holds ``python`` and ``lucid-deploy``, which
-hand their arguments, folder, environment and open files to the server. Of our own package nothing is imported before
-the program does. Whoever started ``python`` has a process of another number than the program: signals that end programs
-are handed on, the program dies with it, and it ends as the program does. All workers of a run have one server.
+hand their arguments, folder, environment and open files to the server. Only the program imports our own package. The
+process that a test starts is a client of the server, and not the program: it passes on signals that end programs, the
+program is killed if the client dies, and the client ends with the program's status. All workers share one server.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import pytest
 from tests.once_per_run import run_folder
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
-# An export's first trace imports these. It imports Triton as well, which reads its environment then: not before.
+# An export's first trace imports these, and Triton, which is left out: it reads its environment when imported.
 LARGE += ("networkx", "torch.distributed.tensor", "torch._numpy", "onnxscript.function_libs.torch_lib.ops")
 PROGRAMS = {"python": [], "lucid-deploy": ["-m", "lucid_deploy.cli"]}
 HANDED_ON = ("SIGHUP", "SIGINT", "SIGTERM")
 CLIENT = """#!{python} -IS
 import json, os, select, signal, socket, sys
 early = [signal.Signals[name] for name in {handed_on}]
-signal.pthread_sigmask(signal.SIG_BLOCK, early)  # they wait until it is known whom they are for
+signal.pthread_sigmask(signal.SIG_BLOCK, early)  # until the program's process id is known
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 said = json.dumps([{before!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
@@ -75,7 +75,7 @@ def serve(address: str) -> None:
         asking, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # else one that outlives the server is taken for it
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # else a program that outlives the server would pass for it
             _answer(asking)
         asking.close()
         _wait_for_those_that_ended()
@@ -102,7 +102,7 @@ def start_server(address: str, holder: int) -> subprocess.Popen[str]:
 
 
 def _answer(asking: socket.socket) -> None:
-    """Run what a client asks for in a process of its own, and tell its exit status."""
+    """Run the program that a client asks for in a new process, and send its exit status."""
     size, files, _, _ = socket.recv_fds(asking, 8, 3)
     said = b""
     while len(said) < int.from_bytes(size, "little"):
@@ -113,10 +113,10 @@ def _answer(asking: socket.socket) -> None:
         _become(arguments, folder, environment, files)
     for file in files:
         os.close(file)
-    with contextlib.suppress(OSError):  # whoever asked may be gone already: the program has begun, and is ended below
+    with contextlib.suppress(OSError):  # the client may be gone already: the program has begun, and is killed below
         asking.sendall(child.to_bytes(4, "little"))
     ended = os.pidfd_open(child)
-    if ended not in select.select([ended, asking], [], [])[0]:  # whoever asked is gone
+    if ended not in select.select([ended, asking], [], [])[0]:  # the client is gone
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):
@@ -125,7 +125,7 @@ def _answer(asking: socket.socket) -> None:
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
-    """Be the Python program that the arguments name, as ``python`` takes them: a file, ``-c`` or ``-m``."""
+    """Become the Python program that the arguments name, as ``python`` takes them: a file, ``-c`` or ``-m``."""
     for place, file in enumerate(files):
         os.dup2(file, place)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
@@ -180,7 +180,7 @@ def _status(function: Any, *arguments: Any) -> int:
 
 @contextlib.contextmanager
 def shared_server(folder: Path) -> Iterator[None]:
-    """Hold the server of a folder, which is started if nobody holds it, and ends when nobody does."""
+    """Use the server of a folder: start it if no other process uses it; it ends when its last user does."""
     holders = folder / "holders"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

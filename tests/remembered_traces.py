@@ -1,4 +1,4 @@
-"""Each model is traced once per test run: tracing takes longest, and what an export makes of a trace comes after it."""
+"""Each model is traced once per test run: tracing takes most of an export's time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
 
 LOGGER = "torch.__trace"
-KEPT = "LUCID_TESTS_TRACES"  # an environment variable: a folder of traces that several runs have in common
-# What sessions are told of a model, and its graphs do not say.
+KEPT = "LUCID_TESTS_TRACES"  # an environment variable: a folder of traces that several runs share
+# Fields of the configuration that sessions use and graphs do not, with the values that replace them here.
 NOT_IN_GRAPHS: dict[str, Any] = {"max_position_embeddings": 1, "bos_token_id": None, "eos_token_ids": ()}
 
 
 def packed(traced: Traced) -> bytes:
-    """Return a trace as bytes. Weights have no data, which no ONNX file can say: they travel as inputs."""
+    """Return a trace as bytes. Its weights have no data, which ONNX files cannot express: they are stored as inputs."""
     model = traced.model.clone()
     names = list(model.graph.initializers)
     weights = [name for name, value in model.graph.initializers.items() if value.const_value is None]
@@ -39,7 +39,7 @@ def packed(traced: Traced) -> bytes:
 
 
 def unpacked(data: bytes) -> Traced:
-    """Return the trace that :func:`packed` took."""
+    """Return the trace that :func:`packed` turned into bytes."""
     proto, names, weights, *rest = pickle.loads(data)
     model = ir.serde.deserialize_model(onnx.load_from_string(proto))
     graph = model.graph
@@ -57,7 +57,7 @@ def name_of(*arguments: Any, **options: Any) -> str:
     call = inspect.signature(inspect.unwrap(tracing.trace)).bind(*arguments, **options)
     call.apply_defaults()
     asked, options = call.arguments, call.arguments.pop("options")
-    # Prefill is the same for either cache, and the others for either choice of logits.
+    # Prefill does not depend on the cache, and the other stages do not depend on the choice of logits.
     asked["logits"], asked["cache"] = (
         (options.logits, "growing") if asked["stage"] == "prefill" else ("last", asked["cache"])
     )
@@ -99,10 +99,10 @@ def fresh_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Record no structured trace, which is a twelfth of the time of a trace.
+    """Turn off PyTorch's structured trace log, which takes a twelfth of the time of tracing.
 
-    pytest hands its handlers to every logger that passes nothing on. This one is silent as long as it has no handler,
-    and with one it describes each symbol and guard of a capture, with the stack.
+    pytest adds its handlers to every logger that does not propagate. Without a handler this logger is silent; with one
+    it describes each symbol and guard of a capture, with the stack.
     """
     trace = logging.getLogger(LOGGER)
     trace.handlers.clear()

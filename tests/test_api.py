@@ -23,7 +23,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> ld.Artifact:
     return ld.export(DEMO, tmp_path_factory.mktemp("api") / "out", cache="static")
 
 
-def test_the_names_of_the_api_are_these_and_they_load_nothing_before_they_are_used():
+def test_the_api_has_these_names_and_loads_them_when_they_are_used():
     assert ld.__all__ == [
         "Answer",
         "Artifact",
@@ -69,7 +69,7 @@ def test_speculation_changes_no_answer(artifact: ld.Artifact):
         assert model.generate(PROMPT, max_new_tokens=20, stop_at_eos=False, speculate="lookup") == plain
         draft = {"speculate": "draft", "draft": artifact.directory}
         assert model.generate(PROMPT, max_new_tokens=20, stop_at_eos=False, **draft) == plain
-        assert model.drafters(**draft) is model.drafters(**draft)  # which is opened once
+        assert model.drafters(**draft) is model.drafters(**draft)  # the draft model is opened once
         with pytest.raises(ld.LucidError, match="go together"):
             model.generate(PROMPT, draft=artifact.directory)
 
@@ -91,7 +91,7 @@ def test_the_commands_run_and_the_api_answer_alike(artifact: ld.Artifact):
         assert json.loads(run.stdout)["ids"] == model.generate(PROMPT, 6).ids
 
 
-def test_what_cannot_be_is_one_error(artifact: ld.Artifact, tmp_path: Path):
+def test_impossible_calls_raise_errors_that_say_why(artifact: ld.Artifact, tmp_path: Path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'cashe'"):
         ld.export(DEMO, tmp_path / "other", cashe="static")
     with pytest.raises(TypeError, match="unexpected keyword argument 'thread'"):
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_one_error(artifact: ld.Artifact, tmp_path: Path):
         assert model.generate([1, 2, 3], 2).text == ""
 
 
-def test_one_stop_string_or_bad_word_is_no_list_of_letters(artifact: ld.Artifact):
+def test_one_stop_string_or_bad_word_is_not_read_as_letters(artifact: ld.Artifact):
     prompt = PROMPT.removesuffix(" blue")
     with artifact.open() as model:
         assert model.generate(prompt, 6).text == "blue cup"
@@ -124,7 +124,7 @@ def test_one_stop_string_or_bad_word_is_no_list_of_letters(artifact: ld.Artifact
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_generations_that_run_at_a_time_do_not_meet(artifact: ld.Artifact, runtime: str):
+def test_concurrent_generations_do_not_affect_each_other(artifact: ld.Artifact, runtime: str):
     options = [{"temperature": index % 2, "seed": index, "stop_at_eos": False} for index in range(6)]
     prompts = [PROMPT[12 * index :] for index in range(6)]
     with artifact.open(runtime, threads=1) as model:
@@ -139,7 +139,7 @@ def test_generations_that_run_at_a_time_do_not_meet(artifact: ld.Artifact, runti
             assert [job.result() for job in jobs] == alone
 
 
-def test_an_artifact_whose_directory_holds_another_one_by_now_is_refused(tmp_path: Path):
+def test_an_opened_artifact_is_refused_once_its_directory_is_replaced(tmp_path: Path):
     """Its manifest would be paired with the graphs and weights of the newer export."""
     older = ld.export(DEMO, tmp_path / "out")
     newer = ld.export(DEMO, tmp_path / "out", cache="static", overwrite=True)

@@ -67,14 +67,14 @@ def test_a_process_whose_time_was_over_or_that_was_killed_is_started_again() -> 
                 process.ask(task)
             assert process.ask(b"a") == b"a!\x01" and process._process.pid != pid
         process.kill()
-        try:  # an error if its end comes while it is asked
+        try:  # raises if the process ends during the task
             assert process.ask(b"a") == b"a!\x01"
         except WorkerKilled as error:
             assert "was killed" in str(error)
         assert process.ask(b"a") == b"a!\x01"
 
 
-def test_a_process_that_does_not_start_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_does_not_start_gives_one_error(capfd: pytest.CaptureFixture[str]) -> None:
     for program, status in (("raise ImportError('no memory.')", 1), ("import os; os.kill(os.getpid(), 9)", -9)):
         message = rf"did not start \(exit status {status}\)\. Is there a limit"
         with worker(program) as process, pytest.raises(LucidError, match=message):

@@ -1,4 +1,4 @@
-"""Errors a user can cause: their exit status, and what to install, said so that pip can do it."""
+"""Errors that a user can cause: exit statuses, and pip commands that install what is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def named(line: str) -> dict[str, Requirement]:
     return {item.name: item for item in map(Requirement, re.findall(r'"([^"]+)"', line))}
 
 
-def test_whoever_catches_errors_catches_failed_checks_too() -> None:
+def test_a_failed_check_is_a_lucid_error_with_status_1() -> None:
     assert (LucidError.exit_code, CheckFailed.exit_code) == (2, 1)
     with pytest.raises(LucidError):
         raise CheckFailed("sha256 differs")
@@ -46,7 +46,7 @@ def test_an_extra_is_spelled_out_as_its_packages(extra: str) -> None:
     assert "lucid" not in line and ";" not in line
 
 
-def test_the_message_has_the_line() -> None:
+def test_the_message_has_the_pip_command() -> None:
     message = str(missing_extra("onnxruntime", "cpu", "run an artifact"))
     assert message.endswith('is not installed. Run: pip install "onnxruntime<2,>=1.23.1"')
     assert str(missing_package("thing", "thing[all]", "do it")).endswith('Run: pip install "thing[all]"')
@@ -67,7 +67,7 @@ def test_extras_that_the_code_names_exist() -> None:
 
 
 def test_every_hint_is_spelled_out_before_it_is_shown() -> None:
-    """Where a line of the code holds such a name, the module hands it on to what spells it out."""
+    """A module with the text ``lucid-deploy[`` must pass it to ``spelled_out``."""
     for path in PRODUCT:
         source = path.read_text(encoding="utf-8").replace('install="lucid-deploy[', "")  # runtime.py spells it out
         if "lucid-deploy[" in source and path.name != "gpu.py":
@@ -75,5 +75,5 @@ def test_every_hint_is_spelled_out_before_it_is_shown() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_what_a_library_says_is_one_line(end: str) -> None:
+def test_the_message_of_a_library_becomes_one_line(end: str) -> None:
     assert in_one_line(ValueError(f"unknown{end}type")) == "unknown type"

@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(params=["exchange", "renames"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Replace folders by an exchange of names, and as where the file system cannot do that."""
+    """Replace folders by exchanging their names, and by renames, for file systems that cannot exchange names."""
     if request.param == "renames":
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     return str(request.param)
@@ -45,7 +45,7 @@ def umask() -> Iterator[Callable[[int], int]]:
     os.umask(before)
 
 
-def test_a_folder_is_made_with_those_above_it_and_replaced_with_its_permissions(way: str, tmp_path: Path) -> None:
+def test_a_folder_is_made_with_its_parents_and_replaced_with_its_permissions(way: str, tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "out"
     with atomic_folders(target) as (building,):
         filled(building, "old")
@@ -73,7 +73,7 @@ def test_a_block_that_raises_changes_nothing(error: BaseException, tmp_path: Pat
 @pytest.mark.parametrize("old", [[], ["two"], ["one", "two"]], ids=str)
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_of_two_folders_both_are_new_or_none(
+def test_two_folders_are_replaced_together_or_not_at_all(
     number: int, done: bool, old: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C before or after any of the renames."""

@@ -1,4 +1,4 @@
-"""Strict JSON: what is taken, and what messages say of the rest."""
+"""Strict JSON: what is accepted, and the messages about what is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refused(data: str | bytes | dict[str, Any]) -> FieldError:
     return caught.value
 
 
-def test_good_values() -> None:
+def test_good_values_are_accepted() -> None:
     text = '{"name": "é", "count": 9, "share": 1, "flag": false, "inner": {"kind": "text"}, "either": [1], "big": null}'
     form = decode(text.encode(), Form)
     assert form == Form(name="é", count=9, share=1.0, flag=False, inner=Inner(kind="text"), either=[1])
@@ -66,7 +66,7 @@ def test_good_values() -> None:
         ('{"name": "n", "\\ud800": 1}', "half a character"),
     ],
 )
-def test_texts_that_are_no_objects(data: str | bytes, message: str) -> None:
+def test_texts_that_are_no_objects_are_refused(data: str | bytes, message: str) -> None:
     error = refused(data)
     assert message in str(error)
     assert error.code in ("invalid_json", "unknown_parameter")
@@ -93,13 +93,13 @@ def test_texts_that_are_no_objects(data: str | bytes, message: str) -> None:
         ({"anything": [{"a": "\udfff"}]}, "The line has half a character", None),
     ],
 )
-def test_fields_that_are_wrong(data: dict[str, Any], message: str, param: str | None) -> None:
+def test_fields_that_are_wrong_are_named(data: dict[str, Any], message: str, param: str | None) -> None:
     error = refused(data)
     assert message in str(error)
     assert error.param == param
 
 
-def test_a_missing_field() -> None:
+def test_a_missing_field_is_named() -> None:
     error = refused("{}")
     assert (str(error), error.param, error.code) == ("The field name is missing.", "name", "missing_field")
 
@@ -111,6 +111,6 @@ def test_values_in_messages_are_short_and_printable() -> None:
     assert clipped("é漢") == "é漢"
 
 
-def test_half_characters() -> None:
+def test_half_characters_are_found() -> None:
     assert half_character("ab\ud800c") == 2
     assert half_character("ab🦊") is None

@@ -20,10 +20,10 @@ from tests.architecture.imports import ROOT
 from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
-# The second is a script for those who have not the toolkit.
+# The second is a script for users without the toolkit.
 IMPORTERS = {"lucid_deploy/ort.py", "conformance/run.py"}
 FOLDERS = ("lucid_deploy", "export", "plugins", "conformance", "benchmarks", "examples", "tools")
-KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")  # any system of continuous integration turns it off
+KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")  # variables of CI systems turn telemetry off
 NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 
 
@@ -59,7 +59,7 @@ def test_a_user_who_wants_telemetry_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted, calls", [(None, 1), ("1", 1), ("TRUE", 1), ("0", 0), ("", 0)])
-def test_what_was_imported_before_is_turned_off_too(
+def test_telemetry_of_an_onnxruntime_imported_before_is_turned_off(
     wanted: str | None, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(SWITCH, raising=False) if wanted is None else monkeypatch.setenv(SWITCH, wanted)
@@ -73,13 +73,13 @@ def test_what_was_imported_before_is_turned_off_too(
 
 
 def imports_onnxruntime(path: Path) -> bool:
-    """Whether a file imports onnxruntime, other than for type checkers or, its modules, behind our import."""
+    """Whether a file imports onnxruntime, except for type checkers and, after our import, its submodules."""
     text = re.sub(r"^if TYPE_CHECKING:\n(?:(?: .*)?\n)*", "", path.read_text(encoding="utf-8"), flags=re.M)
     names = re.findall(r"^ *(?:import|from) (onnxruntime[\w.]*)(?!\w)", text, re.M)
     found = {name for name in names if name.split(".")[0] == "onnxruntime"}
     return bool(found) and ("onnxruntime" in found or "import_onnxruntime()" not in text)
 
 
-def test_nothing_else_imports_it() -> None:
+def test_no_other_file_imports_onnxruntime() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in files if imports_onnxruntime(path)} == IMPORTERS

@@ -20,7 +20,7 @@ FIRST, OTHER, Class = Named(), Named(), Named
 
 
 class Install:
-    """Makes packages that are installed, as far as Python can tell."""
+    """Makes packages that Python finds as installed ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> N
     install("plugged_well", "first = plugged_well:FIRST\nlost = nowhere:LOST")
     import plugged_well
 
-    assert set(entry_points(GROUP)) == {"first", "lost"}  # which loads none
+    assert set(entry_points(GROUP)) == {"first", "lost"}  # without loading any
     assert load_plugin(GROUP, "first", float, "thing") is plugged_well.FIRST
     assert load_plugin(GROUP, "third", float, "thing") is None
     assert load_plugin("lucid_deploy.unheard_of", "first", float, "thing") is None
@@ -71,7 +71,7 @@ def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> N
         ("bad_name", "second = bad_name:FIRST", CODE, "no thing: it must be .* whose name is second"),
     ],
 )
-def test_what_cannot_be_used_is_named_in_one_line(
+def test_an_object_that_cannot_be_used_gives_one_error_line(
     install: Callable[..., None], module: str, entry: str, code: str, message: str
 ) -> None:
     install(module, entry, code)

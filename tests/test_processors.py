@@ -20,7 +20,7 @@ Machine = Callable[[int, set[int]], Path]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Return a function that makes a machine of so many processors, two a core, of which the process has some."""
+    """Return a function that fakes a machine: its processors, two a core, and those that this process may use."""
 
     def make(processors: int, allowed: set[int]) -> Path:
         monkeypatch.setattr(os, "cpu_count", lambda: processors)
@@ -46,7 +46,7 @@ def write(path: Path, text: str) -> None:
     [(set(range(64)), None), (set(range(32)), 32), ({3, 35}, 1), ({3, 4, 35}, 2), ({7}, 1)],
     ids=["all", "one a core", "one core", "two cores", "one"],
 )
-def test_cores_by_affinity(machine: Machine, allowed: set[int], cores: int | None) -> None:
+def test_affinity_limits_threads(machine: Machine, allowed: set[int], cores: int | None) -> None:
     root = machine(64, allowed)
     assert (allowed_threads(root), usable_cores(root)) == (cores, cores or 32)
 
@@ -66,13 +66,13 @@ def test_cores_by_affinity(machine: Machine, allowed: set[int], cores: int | Non
         ("5 0", None),
     ],
 )
-def test_a_quota(machine: Machine, text: str, threads: int | None) -> None:
+def test_a_quota_limits_threads(machine: Machine, text: str, threads: int | None) -> None:
     root = machine(64, set(range(64)))
     write(root / "sys/fs/cgroup/cpu.max", text)
     assert (allowed_threads(root), usable_cores(root)) == (threads, threads or 32)
 
 
-def test_the_least_counts(machine: Machine) -> None:
+def test_the_smaller_of_affinity_and_quota_counts(machine: Machine) -> None:
     root = machine(64, set(range(4)))
     write(root / "sys/fs/cgroup/cpu.max", "800000 100000")
     assert (allowed_threads(root), processor_quota(root)) == (4, 8)
@@ -80,7 +80,7 @@ def test_the_least_counts(machine: Machine) -> None:
     assert allowed_threads(root) == 3
 
 
-def test_groups_around_it_count_too(machine: Machine) -> None:
+def test_quotas_of_enclosing_groups_count(machine: Machine) -> None:
     root = machine(64, set(range(64)))
     write(root / "proc/self/cgroup", "0::/pods/burstable/one\n")
     for name, text in (
@@ -92,7 +92,7 @@ def test_groups_around_it_count_too(machine: Machine) -> None:
     assert processor_quota(root) == 4
 
 
-def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert (allowed_threads(), usable_cores()) == (None, 12)
@@ -112,7 +112,7 @@ print(json.dumps([sorted(os.sched_getaffinity(int(task))) for task in started]))
 """
 
 
-def test_a_session_starts_no_thread_elsewhere(demo: Callable[..., Artifact]) -> None:
+def test_a_session_starts_no_thread_on_other_cores(demo: Callable[..., Artifact]) -> None:
     """onnxruntime would start a thread for each core of the machine, bound to one that this process may not have."""
     found = subprocess.run(
         [sys.executable, "-c", SESSION, str(demo().directory)], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Fixtures of the tools' tests: those of the operators' tests, and a machine that runs compiled PTX on the CPU."""
+"""Fixtures of the tools' tests: those of the operators' tests, and an emulator that runs compiled PTX on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ptx() -> Iterator[Compiler]:
 
 @pytest.fixture
 def compiled(ptx: Compiler, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launcher]:
-    """Return a function that lets the kernels' launcher run code compiled for a GPU on the machine that runs PTX."""
+    """Return a function that makes the kernels' launcher run code compiled for a GPU in the PTX emulator."""
 
     def use(arch: int, resident: int = 1, seed: int = 0) -> Launcher:
         return run_compiled(Launcher(ptx, arch, resident, seed), monkeypatch)
@@ -34,7 +34,7 @@ def compiled(ptx: Compiler, monkeypatch: pytest.MonkeyPatch) -> Callable[..., La
 
 @pytest.fixture(scope="module")
 def compiling_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    """Start a process that compiles, in which Triton is imported once."""
+    """Start a process that compiles kernels, in which Triton is imported once."""
     folder: Path = tmp_path_factory.mktemp("triton")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, aot.start_compiler, (str(folder),)) as pool:
@@ -43,5 +43,5 @@ def compiling_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proc
 
 @pytest.fixture
 def one_compiler(compiling_process: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``aot.compilers`` give the same process for a test module, so that Triton is imported once for it."""
+    """Make ``aot.compilers`` return one process for a test module, so that the module imports Triton once."""
     monkeypatch.setattr(aot, "compilers", lambda _: contextlib.nullcontext(compiling_process))

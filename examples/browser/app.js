@@ -1,5 +1,5 @@
 // The page: loads the artifact that ?artifact=… names (artifact/ if it names none) and streams answers.
-// ?device=wasm or webgpu chooses what computes.
+// ?device=wasm or webgpu chooses the device.
 
 import { Model } from "./lucid.js";
 

@@ -18,7 +18,7 @@ export class Model {
     ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
     const tokenizer = new Tokenizer(
       await fetched(new URL("tokenizer.json", folder), "json"),
-      // An artifact may have none; only those that the manifest lists are there.
+      // An artifact may have no tokenizer_config.json; the manifest lists the files that exist.
       "tokenizer_config.json" in manifest.files ? await fetched(new URL("tokenizer_config.json", folder), "json") : {},
     );
     progress("Loading weights…");
@@ -78,7 +78,7 @@ function check(manifest, folder) {
   }
 }
 
-// WebGPU has no int8 tensors, and float16 only where the GPU says so.
+// WebGPU has no int8 tensors, and float16 only where the GPU supports it.
 async function deviceFor(types) {
   const adapter = await navigator.gpu?.requestAdapter();
   const has = (type) => type === "float32" || (type === "float16" && adapter.features.has("shader-f16"));
@@ -101,7 +101,7 @@ function inputs(ids, seen) {
   };
 }
 
-// An empty cache tensor; what is a row for each token has none yet.
+// An empty cache tensor: axes of tokens have the size 0.
 function empty({ dtype, shape }) {
   const dims = shape.map((axis) => (typeof axis === "number" ? axis : axis === "batch" ? 1 : 0));
   return new ort.Tensor(dtype, new ARRAYS[dtype](dims.reduce((size, axis) => size * axis, 1)), dims);

@@ -4,11 +4,11 @@
     python examples/convert/convert.py smollm2 converted
     lucid-deploy export converted/checkpoint --merge-adapter converted/adapter --output artifact
 
-The adapter (LoRA, written by PEFT) learns to give the original's logits: the loss is the KL divergence of each next
-token from what the original says, so no text needs labels. Without ``--text`` it is the documentation of Python's
-modules and of its language, and the licences of Debian; the GPL and its relatives are kept for the test.
+The adapter (LoRA, written by PEFT) learns to give the original's logits: the loss is the KL divergence between its
+distributions of next tokens and the original's, so no text needs labels. Without ``--text`` the text is Python's
+documentation of modules and language, and Debian's licences; the GPL and its relatives are kept for the test.
 
-Interrupted, the same command goes on where it stopped. ``--control`` trains the same adapter without LUCID. Needs
+After an interruption, the same command continues. ``--control`` trains the same adapter without LUCID. Needs
 transformers and peft.
 """
 
@@ -37,14 +37,14 @@ from lucid_deploy.plugins.precondition.torch_operator import precondition
 
 TOKENS = 1024  # of a sequence
 RATE, WARMUP = 1e-3, 20  # of AdamW; steps
-HELD_OUT = ("asyncio", "email", "unittest")  # packages whose documentation is not learned
+HELD_OUT = ("asyncio", "email", "unittest")  # packages whose documentation is kept for the test
 LICENCES = Path("/usr/share/common-licenses")
 
 converted: set[int] = set()  # layers that are LUCID at the moment
 
 
 def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **options: Any) -> tuple[Tensor, None]:
-    """Attend as transformers' registry wants it: softmax attention over Y instead of V in the converted layers."""
+    """Attend, with the interface of transformers' registry: softmax attention, in converted layers over Y, not V."""
     y = precondition(k, v, eps=module.config.rms_norm_eps) if module.layer_idx in converted else v
     x = F.scaled_dot_product_attention(q, k, y, is_causal=True, scale=options["scaling"], enable_gqa=True)
     return x.transpose(1, 2), None
@@ -54,7 +54,7 @@ AttentionInterface.register("convert", attend)
 
 
 def documentation(name: str) -> str:
-    """Return the documentation strings of a file or package of Python's standard library, the long ones."""
+    """Return the long docstrings of a file or package of Python's standard library."""
     place = Path(sysconfig.get_path("stdlib")) / name
     found = []
     for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
@@ -62,7 +62,7 @@ def documentation(name: str) -> str:
             continue
         try:
             tree = ast.parse(file.read_text())
-        except (SyntaxError, UnicodeDecodeError):  # a few files are there to be wrong
+        except (SyntaxError, UnicodeDecodeError):  # a few files are invalid on purpose
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -72,7 +72,7 @@ def documentation(name: str) -> str:
 
 
 def training_text() -> str:
-    """Return what is learned."""
+    """Return the text to learn from."""
     library = Path(sysconfig.get_path("stdlib"))
     names = sorted(path.name for path in library.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
     texts = [documentation(name) for name in names if name not in (*HELD_OUT, "test", "pydoc_data", "site-packages")]
@@ -83,7 +83,7 @@ def training_text() -> str:
 
 
 def held_out_texts() -> dict[str, str]:
-    """Return texts of two kinds that are not learned."""
+    """Return held-out texts of two kinds, by name."""
     texts = {"documentation": "\n\n".join(documentation(name) for name in HELD_OUT)}
     if (LICENCES / "GPL-3").exists():
         texts["GPL"] = (LICENCES / "GPL-3").read_text()
@@ -98,7 +98,7 @@ def log_probabilities(model: torch.nn.Module, ids: Tensor, layers: set[int]) -> 
 
 
 def original(model: PeftModel, ids: Tensor) -> Tensor:
-    """Return what the original says."""
+    """Return the original's log-probabilities ``(1, N, V)``."""
     with torch.no_grad(), model.disable_adapter():
         return log_probabilities(model, ids, set())
 
@@ -109,7 +109,7 @@ def divergence(told: Tensor, wanted: Tensor) -> Tensor:
 
 
 def cheapest(model: PeftModel, ids: Tensor, count: int) -> list[int]:
-    """Return one layer of each of ``count`` groups of neighbours: the one whose change alone costs least."""
+    """Return one layer of each of ``count`` groups of neighbours: the one that, alone converted, diverges least."""
     wanted, layers = original(model, ids), model.config.num_hidden_layers
     with torch.no_grad():
         costs = [float(divergence(log_probabilities(model, ids, {layer}), wanted)) for layer in range(layers)]
@@ -174,10 +174,10 @@ def save(file: Path, state: dict[str, Any]) -> None:
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Of the adapter, on q, k, v and o of these layers.",
+    help="Rank of the adapter, on q, k, v and o of these layers.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of the frozen weights.")
-@click.option("--text", type=click.Path(path_type=Path, exists=True), multiple=True, help="To learn from.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Type of frozen weights.")
+@click.option("--text", type=click.Path(path_type=Path, exists=True), multiple=True, help="Text to learn from.")
 @click.option("--control", is_flag=True, help="Train the same adapter on the original's attention.")
 def main(
     base: Path, output: Path, count: int, steps: int, rank: int, dtype: str, text: tuple[Path, ...], control: bool

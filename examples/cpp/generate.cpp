@@ -1,5 +1,5 @@
 // Runs an exported artifact (growing cache, float32) greedily with onnxruntime's C++ API: prefill once, then decode.
-// Usage: generate ARTIFACT MAX_NEW_TOKENS EOS ID [ID ...]     prints the new token ids; EOS -1: none ends the text
+// Usage: generate ARTIFACT MAX_NEW_TOKENS EOS ID [ID ...]     prints the new token ids; EOS -1: no end of text
 // Exit status: 0 success, 1 onnxruntime failed, 2 what was asked for cannot be computed; one line says why.
 #include <onnxruntime_cxx_api.h>
 
@@ -69,7 +69,7 @@ int main(int argc, char** argv) try {
   if (prompt > context)
     throw Refused("the prompt has " + std::to_string(prompt) + " tokens; the model takes " + std::to_string(context));
 
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // onnxruntime reports to its maker otherwise; a value of yours stays
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else onnxruntime sends telemetry; a value that you set stays
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR);
   Ort::Session prefill(env, (artifact + "/prefill.onnx").c_str(), Ort::SessionOptions{});
   Ort::Session decode(env, (artifact + "/decode.onnx").c_str(), Ort::SessionOptions{});
@@ -119,7 +119,7 @@ int main(int argc, char** argv) try {
     for (auto& tensor : cache) feed.push_back(std::move(tensor));
     Ort::Session& stage = step == 0 ? prefill : decode;
     auto result = stage.Run(Ort::RunOptions{}, inputs.data(), feed.data(), feed.size(), outputs.data(), outputs.size());
-    const int64_t rows = result[0].GetTensorTypeAndShapeInfo().GetShape()[1];  // export --logits all gives all tokens'
+    const int64_t rows = result[0].GetTensorTypeAndShapeInfo().GetShape()[1];  // 1, or all with export --logits all
     const float* logits = result[0].GetTensorData<float>() + (rows - 1) * vocabulary;
     const int64_t token = std::max_element(logits, logits + vocabulary) - logits;
     if (token == eos) break;

@@ -52,7 +52,7 @@ def training_batch(rng: np.random.Generator, pairs: int) -> Batch:
     labels = np.concatenate([unlabelled, labels.reshape(batch, -1)], axis=1)
     positions = 1 + ENTRY * (pairs + np.arange(QUESTIONS)[:, None]) + np.array([1, 2])
     sources = 1 + ENTRY * lists.asked[:, :, None] + np.array([2, 3])
-    # The full stop after the last answer comes before nothing.
+    # The full stop after the last answer is no input, since no token follows it.
     arrays = inputs[:, :-1], labels[:, :-1], positions.reshape(-1), sources.reshape(batch, -1)
     return Batch(*(torch.from_numpy(array) for array in arrays))
 

@@ -27,7 +27,7 @@ class Guide:
         self.hook = model.model.layers[1].self_attn.register_forward_pre_hook(self._score)
 
     def aim(self, batch: Batch) -> None:
-        """Set where the next forward pass has to look from, and where to."""
+        """Set which tokens of the next forward pass are supervised, and which tokens they have to attend to."""
         self.positions, self.sources = batch.positions, batch.sources
 
     def remove(self) -> None:

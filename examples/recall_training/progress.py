@@ -55,7 +55,7 @@ class Curve:
             self.held_out[step] = accuracy(model, self.examples)
 
     def to_json(self) -> dict[str, Any]:
-        """Return both as JSON."""
+        """Return steps and held-out answers as data for JSON."""
         return {"steps": self.steps, "held_out": self.held_out}
 
 

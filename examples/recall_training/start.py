@@ -16,7 +16,7 @@ from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL
 
 LOOK_BACK = 5.0  # how sharply the first layer's heads look back at the start
-SIGNS = 3  # words behind the special ones that tell entries apart in no way: signs and the verb
+SIGNS = 3  # words after the special tokens that all entries share: signs and the verb
 
 
 def new_model(raw: dict[str, Any], plain: bool = False) -> LucidForCausalLM:

@@ -39,7 +39,7 @@ def name_axes(model: ir.Model, input_axes: dict[str, Sequence[int | str]]) -> No
     """Replace the tracer's symbols in all shapes by the names of the inputs' axes, in place.
 
     Requires: ``input_axes`` gives every graph input a number or name for each axis.
-    Result: inputs have exactly these shapes; other values use the same names, in sums where the tracer had sums.
+    Result: inputs have exactly these shapes; other values use the same names, also in sums of the tracer's symbols.
     """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
@@ -72,7 +72,7 @@ def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Col
     """Name nodes and values between them by layer and operator instead of the tracer's counters, in place.
 
     Requires: inputs, outputs and weights, whose names are ``kept``, have their names.
-    Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the model's depth and the tracer's version.
+    Result: the third ``MatMul`` of layer 5 is ``layers.5/MatMul_2``, for any depth of model and version of the tracer.
         The second output of a node is called ``….1``. Constants are numbered in the order they are read.
     """
     graph = model.graph

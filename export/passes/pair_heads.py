@@ -10,8 +10,8 @@ from lucid_deploy.export.passes.editing import NodeChain, integers
 def pair_heads(model: ir.Model) -> None:
     """Move key/value heads into the batch axis wherever several query heads share one, in place.
 
-    Requires: ``Attention`` nodes of the main graph have inputs of four axes, numbers of heads that are known, a mask
-    that has one head, and one output.
+    Requires: ``Attention`` nodes of the main graph have inputs of four axes, known numbers of heads, a mask with one
+    head, and one output.
     Result: such a node gets queries ``(B·H, G, N, D)``, keys and values ``(B·H, 1, T, D)`` and a mask
     ``(B·H, 1, N, T)``, for H key/value heads and G query heads to each; its readers get the same values. Nodes whose
     heads are not shared do not change.
@@ -24,7 +24,7 @@ def pair_heads(model: ir.Model) -> None:
             raise ValueError(f"{node.name}: Attention without shapes")
         heads, shared = query.shape[1], key.shape[1]
         if not isinstance(heads, int) or not isinstance(shared, int):
-            raise ValueError(f"{node.name}: Attention with numbers of heads that are not known")
+            raise ValueError(f"{node.name}: Attention with unknown numbers of heads")
         if heads != shared:
             _pair(model.graph, node, heads // shared, shared)
 

@@ -1,4 +1,4 @@
-"""Read weights in E4M3 and NVFP4, and round the inputs of products to E4M3, with standard operators.
+"""Read weights in E4M3 and NVFP4, and round the inputs of ``MatMul`` to E4M3, with standard operators.
 
 The nodes are those that NVIDIA's ModelOpt writes for TensorRT: ``DequantizeLinear`` of a weight, and for NVFP4 another
 one before it that turns the blocks' scales into float32. They dequantize in float32 whatever the model's type, so that
@@ -32,7 +32,7 @@ _MIN_SCALE = 2.0**-126  # scale of an input of zeros, so that 0 / scale is 0
 
 
 def dequantize_float_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, parts: WeightInitializers) -> ir.Value:
-    """Insert the nodes that dequantize a weight ``[in, out]`` before a product; return the dequantized weight."""
+    """Insert the nodes that dequantize a weight ``[in, out]`` before a ``MatMul``; return the dequantized weight."""
     chain = NodeChain(parts.name)
     scales = parts.get(SCALES)
     attributes: dict[str, Any] = {"axis": 0, "block_size": parts.tensor.block_size}
@@ -48,9 +48,9 @@ def dequantize_float_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, pa
 
 
 class InputRounding:
-    """Round the inputs of one graph's products to E4M3 as the quantization record says.
+    """Round the inputs of one graph's ``MatMul`` nodes to E4M3 as the quantization record says.
 
-    An input that several products read is rounded once, unless each product has a scale of its own.
+    An input that several nodes read is rounded once, unless each node has a scale of its own.
     """
 
     def __init__(self, graph: ir.Graph, quantization: Quantization) -> None:
@@ -58,7 +58,7 @@ class InputRounding:
         self._rounded: dict[ir.Value, ir.Value] = {}
 
     def apply(self, node: ir.Node, parts: WeightInitializers) -> None:
-        """Make a product read its input rounded, if the record says so."""
+        """Make a ``MatMul`` read its input rounded, if the record says so."""
         if not self._quantization.rounds_inputs:
             return
         value = node.inputs[0]

@@ -1,4 +1,4 @@
-"""Make graphs read quantized weights: by operators of onnxruntime, by ours for experts, or by ``DequantizeLinear``."""
+"""Make graphs read quantized weights: with onnxruntime's operators, ours for experts, or ``DequantizeLinear``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits``, ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul``, or by a
-    ``DequantizeLinear`` before the product; offsets by a product of their own. Inputs are rounded as the record says.
+    ``DequantizeLinear`` before the ``MatMul``; offsets by nodes of their own. Inputs are rounded as the record says.
 
     Args:
         names: The graph's names of weights by their names in the record, where these may differ: a tied embedding's.
@@ -154,11 +154,11 @@ class WeightInitializers:
 
 
 class BlockOffsets:
-    """Add what the blocks' offsets contribute to the products of one graph.
+    """Add what the blocks' offsets contribute to the matrix multiplications of one graph.
 
-    If a weight is q · s + c, with an offset c for each block of ``block_size`` elements, then x Wᵀ is the product with
-    q · s plus Σ_b (Σ_{i in b} x_i) c_b, the sums of the input's blocks times the offsets. Products that read the same
-    input share these sums.
+    If a weight W is q · s + c, with an offset c for each block of ``block_size`` elements, then x Wᵀ is x (q · s)ᵀ plus
+    Σ_b (Σ_{i in b} x_i) c_b, the sums of the input's blocks times the offsets. All weights that are multiplied with the
+    same input share these sums.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -166,7 +166,7 @@ class BlockOffsets:
         self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def add(self, product: ir.Node, parts: WeightInitializers) -> None:
-        """Add the offsets' share to a product ``x Wᵀ``, for all nodes that read it, if the weight has offsets."""
+        """If the weight has offsets, add their contribution to a node's ``x Wᵀ``, for all readers of its output."""
         if not parts.tensor.offsets:
             return
         x, plain = product.inputs[0], product.outputs[0]

@@ -23,7 +23,7 @@ class Excerpt:
 
     config: LucidConfig  # the shorter model
     origins: tuple[int, ...]  # for each layer of the shorter model, its index in the whole one
-    sources: tuple[int, ...]  # for each layer of the whole model, the index of its pattern in the shorter one
+    sources: tuple[int, ...]  # for each layer of the whole model, the layer of the shorter one to copy
 
 
 def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerpt | None:
@@ -35,7 +35,7 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
     repeated = [members for members in kinds.values() if len(members) > 1]
     origins = [members[0] for members in kinds.values()]
     first = {index: place for place, index in enumerate(origins)}
-    patterns: dict[int, int] = {}  # the pattern of a kind, by the kind's first layer
+    patterns: dict[int, int] = {}  # the shorter model's layer to copy for a kind, by the kind's first layer
     for members in repeated:
         patterns[members[0]] = len(origins)
         origins.append(members[1])
@@ -146,7 +146,7 @@ def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
     *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
-    # The first layer of a kind may hand on shared values, too: its stream is the value with the last layer's form.
+    # The first layer of a kind may hand on shared values, too: the stream has the last layer's operator and shape.
     streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
     if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable
@@ -241,7 +241,7 @@ class _Whole:
         return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
     def _initializers(self) -> Iterable[str]:
-        """Yield names in the order of the shorter graph; at the first one of a layer, those of all layers."""
+        """Yield names in the order of the shorter graph; at the first name of a layer, all layers' names."""
         members: dict[int, list[str]] = {}
         for name in self.graph.initializers:
             if match := _LAYER.fullmatch(name):

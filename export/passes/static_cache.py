@@ -1,4 +1,4 @@
-"""Graphs with a static cache: make one from that with a growing cache, and write rows with standard operators."""
+"""Graphs with a static cache: derive them from those with a growing cache, and write rows with standard operators."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _INT64, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
 def static_cache(
     growing: ir.Model, opset: int, inputs: Mapping[str, Sequence[int | str]], rows: Sequence[str], copies: bool
 ) -> ir.Model | None:
-    """Return a graph that decodes over buffers, made from one that decodes over a growing cache.
+    """Derive a graph that decodes over static buffers from one that decodes over a growing cache.
 
     The growing graph computes the same over whole buffers as over a past with padding, if its mask hides the rows that
     are not filled yet. New rows are written into the buffers instead of joined to them.
 
-    Requires: every tensor of ``rows`` is a join of the past and of new rows, and the mask is only read as bool.
+    Requires: every tensor of ``rows`` is a ``Concat`` of the past and new rows, and the mask is only read as bool.
     Result: a new model with the given inputs, which returns the written buffers; ``growing`` is not changed.
 
     Args:
         growing: A traced graph of ``decode`` or ``verify``.
         opset: Version of the standard operators of the result, see :func:`write_rows`.
         inputs: The result's inputs in order, with their shapes.
-        rows: Ends of the names of the tensors that hold a row for each token, such as ``0.key``.
+        rows: Name suffixes of the cached tensors that hold a row for each token, such as ``0.key``.
         copies: Whether layers may read a joined copy of the whole buffers and the new rows. In decoding this copy would
             cost more than the layers' own code for static caches.
 
@@ -79,7 +79,7 @@ def _renamed(axis: int | ir.SymbolicDim) -> int | str | None:
 
 
 def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value) -> ir.Value:
-    """Add nodes that say which of a buffer's M rows are tokens, with True for the N new ones: bool ``(B, M + N)``."""
+    """Add nodes for a mask, bool ``(B, M + N)``: which of a buffer's M rows hold tokens, and True for N new ones."""
     chain = NodeChain("static_mask")
     zero, one = (constant(graph, f"static_mask.{n}", np.array(n, np.int64)) for n in (0, 1))
     axis = integers(graph, "static_mask.axis", 1)

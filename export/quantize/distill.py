@@ -1,12 +1,12 @@
 """Distillation: learn the scales and offsets of rounded weights, so that the model predicts what the exact one does.
 
-The whole numbers are those of HQQ (or the nearest, where blocks have no offsets) and stay. Text runs through the exact
+The integers are HQQ's (or the nearest, where blocks have no offsets) and stay fixed. Text runs through the exact
 model and through the rounded one, and Adam trains the scales and offsets of the layers' weights to minimize the KL
 divergence between the predictions. Training scales alone, through the whole model, is the second phase of
 EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); its loss is the cross-entropy of text.
 
-A method that looks at one product at a time, such as GPTQ, keeps each product's error small. Here the errors of all
-products compensate each other, which removes what makes a rounded model less certain than its original: on SmolLM2,
+A method that looks at one linear layer at a time, such as GPTQ, keeps each layer's error small. Here the errors of all
+layers compensate each other, which removes what makes a rounded model less certain than its original: on SmolLM2,
 rewritten as in benchmarks/quantization_cost.py, distilled int4 raised perplexity by 4 %, GPTQ on the same text by 11 %.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RATE = 1e-3  # learning rate, relative to a scale: it rises in the first steps, and falls to zero over all steps
 RISE = 5  # steps in which the learning rate rises
-MOMENTS = (0.9, 0.98)  # of Adam
+MOMENTS = (0.9, 0.98)  # Adam's betas
 EVERY = 2  # every second prediction of a row is compared, since the head is a fifth of a small model's arithmetic
 
 
@@ -99,7 +99,7 @@ def round_weights(
         module = model.get_submodule(path)
         weight = getattr(module, own).detach()
         if not weight.isfinite().all():
-            raise LucidError(f"{checkpoint.directory}: {name} has values that are not finite: it is damaged.")
+            raise LucidError(f"{checkpoint.directory}: {name} has values that are not finite: the file is damaged.")
         bits, positive = quantization.bits_of(name), quantization.has_positive_scales(name)
         rounded = _joined([*HQQ.round(tensor.matrix(weight), tensor, bits, tensor.scale_dtype or dtype, positive)])
         found[name] = RoundedWeight(rounded, tensor, bits)

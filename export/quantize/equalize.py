@@ -1,14 +1,14 @@
-"""Cross-layer equalization: make the columns of a weight alike before rounding, with or without a calibration text.
+"""Cross-layer equalization: make a weight's columns more equal in size before rounding, with or without a text.
 
 Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
 where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
 where size_i is the root mean square of the column and input_i that of the input's channel i; the channel is divided by
-s_i in the layer or norm that makes it. That is the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4); as
-its exponents add up to 1, it does not matter how a checkpoint shares a channel's size between the two weights. Experts
-get scales without inputs, as in cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1).
+s_i in the layer or norm that makes it. This is SmoothQuant's scale (Xiao et al., arXiv 2211.10438, equation 4) with
+root mean squares for maxima. As its exponents add up to 1, it does not matter how a channel's size is split between its
+maker and its readers. Experts' scales ignore inputs, as in Nagel et al. (arXiv 1906.04721, section 4.1).
 
 Random tokens suffice to find out which channels of an input are large; a calibration text, if there is one, shows it
-better. The division adds no rounding error: rows of a weight have scales of their own, which shrink with them.
+better. Dividing a weight's rows adds no rounding error: each row has scales of its own, which shrink with it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def equalizing_scales(
     """Return scales to fold into weights, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded. Others stay, but for norms, routers and shared experts.
+        quantization: Which weights will be rounded. Of the others, only norms, routers and shared experts are scaled.
         dtype: Type of the norms in the artifact.
         text: Calibration rows, at most two of which run through the layers; None: tokens drawn at random.
     """
@@ -163,8 +163,8 @@ def _of_experts(
 ) -> Iterator[dict[str, Any]]:
     """Apply and yield the scales of the inputs of experts' matrices, by the names of parameters in the layer.
 
-    The input of ``down_proj`` is divided in the rows of the expert's own up projection, that of ``gate_up_proj`` in the
-    norm before the experts. So the router and shared experts, which read the norm's output too, are multiplied as well.
+    To divide the input of ``down_proj``, the rows of the expert's own up projection are divided; to divide the input of
+    ``gate_up_proj``, the norm before the experts. The norm's other readers, router and shared experts, are multiplied.
     Experts that are stored as ``(E, in, out)``, or not quantized, are left out.
     """
     for path, experts in list(layer.named_modules()):
@@ -243,10 +243,10 @@ def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str
 
 
 def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
-    """Return scales around 1 that make columns alike, given their mean squares ``(…, in)``, a row for each matrix.
+    """Return scales around 1 that make columns more equal, given their mean squares: ``(…, in)``, a row per matrix.
 
     Args:
-        inputs: Mean squares of the inputs that the columns are multiplied by, of the same shape; None: all alike.
+        inputs: Mean squares of the inputs that the columns are multiplied by, of the same shape; None: all equal.
     """
     scale = _sizes(squares).pow(-ALPHA)
     if inputs is not None:

@@ -45,11 +45,11 @@ def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
 def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
     """Round to E2M1 in blocks of 16 inputs.
 
-    The scale of the whole is the largest magnitude / (6 · 448). In units of it, a block's scale is the block's largest
-    magnitude / 6, rounded to E4M3 and at least 2⁻⁹. A block, or a weight, of zeros has the scale 1.
+    The weight's scale is its largest magnitude / (6 · 448). In units of this scale, a block's scale is the block's
+    largest magnitude / 6, rounded to E4M3 and at least 2⁻⁹. A block, or a weight, of zeros has the scale 1.
 
     Returns:
-        Codes ``(out, in)``, one in a byte; codes of the blocks' scales ``(out, blocks)``; and the scale of the whole,
+        Codes ``(out, in)``, one in a byte; codes of the blocks' scales ``(out, blocks)``; and the weight's scale,
         float32 without axes.
     """
     blocks = weight.float().unflatten(1, (-1, NVFP4_BLOCK))  # (out, blocks, 16)
@@ -87,7 +87,7 @@ def rounded_parts(weight: torch.Tensor, quantization: Quantization) -> Parts:
 def parts_taken_over(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
     """Take over a weight of a checkpoint in fp8; return the bytes of its codes and scales by part.
 
-    TensorRT takes positive scales only. A block whose scale is zero is zero, and is stored as zeros with the scale 1.
+    TensorRT accepts positive scales only, so a block whose scale is zero is stored as zeros with the scale 1.
     """
     tensor = quantization.tensors[name]
     scales, (rows, width) = weight.scales.float(), tensor.shape

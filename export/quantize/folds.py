@@ -1,10 +1,10 @@
 """Scales that cancel: a weight's columns are multiplied by them, and the norm or layer before is divided by them.
 
-The division goes into the norm before the layer or into the rows of another product, never into K: the solve sees the
-keys that it was trained with. No kind of layer is treated specially: a place fits if the layer's outputs stay the same
-when the place is divided and its readers are multiplied, which is tried in float64. So the input of q, k and v is
-divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``. Where
-there is no such place, as after a delta rule, the input stays.
+A norm or the rows of a linear layer are divided, never K: the solve needs the keys that it was trained with. No kind of
+layer is treated specially: a norm or linear layer fits if the outputs stay the same when it is divided and its readers
+are multiplied, which is tried in float64. So for the input of q, k and v the norm before them is divided, for that of
+``down`` the rows of ``up``, and for that of ``o`` the rows of ``v``. Where nothing fits, as after a delta rule, the
+input is not scaled.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_PROBE = 5  # tokens that a place is tried with
-SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
+_PROBE = 5  # tokens that a fold is tried with
+SAME = 1e-9  # largest relative change of float64 outputs: rounding changes them by 1e-15, a wrong fold by far more
 Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
 
 
@@ -37,7 +37,7 @@ def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Fold:
-    """A place for the scales of an input: what makes the input, and what reads it."""
+    """Where the scales of an input are folded in: the norm or layer that produces the input, and its readers."""
 
     giver: str  # name of the norm or linear layer that produces the input
     readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
@@ -73,12 +73,12 @@ class Fold:
 def find_folds(
     layer: nn.Module, run: Run, x: torch.Tensor, groups: Sequence[Sequence[str]], heads: int = 0
 ) -> list[Fold | None]:
-    """Find a place for the scale of each group's input; None if there is none.
+    """Find where the scale of each group's input can be folded in; None where that is impossible.
 
     Args:
         run: Runs a copy of the layer in float64 over ``(B, N, C)``.
         groups: Names of the layer's linear parts in the order they run, grouped by the input that they read.
-        heads: Key/value heads, each of which several query heads may share; 0: try no places with shared heads.
+        heads: Key/value heads, each of which several query heads may share; 0: try no folds with shared heads.
     """
     import torch
 
@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where this is 0 or infinite."""
+    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where it becomes 0 or infinite."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()

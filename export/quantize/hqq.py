@@ -1,4 +1,4 @@
-"""HQQ: half-quadratic quantization, which fits a zero point to every block, a fraction, without calibration text.
+"""HQQ: half-quadratic quantization, which fits a fractional zero point to every block, without calibration text.
 
 An inverse scale s maps a block's range just onto that of q, the stored numbers. The zero points z make
 ‖W − (q − z)/s‖ₚ with p = 0.7 small, which outliers disturb less than squares: by turns, errors are shrunk so that only
@@ -7,10 +7,10 @@ Learning Models", 2023). That is the default of the package ``hqq`` 0.2.8, and a
 asks for a GPU or whole models of transformers. Only narrow blocks differ: the package gives those whose range is below
 1e-4 the scale 1, so that they become zeros. Here only blocks of (nearly) equal values are special: the offset is their
 middle, and q holds the error of rounding it, so that no large terms have to cancel where a runtime rounds the inputs of
-one product only.
+only one of the two matrix multiplications below.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
-the graphs have an equivalent form: symmetric q, and a second product, of the sums of x's blocks and the offsets.
+the graphs do the equivalent: they multiply by symmetric q, and the sums of x's blocks by the offsets.
 """
 
 from __future__ import annotations

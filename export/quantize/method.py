@@ -28,7 +28,7 @@ class Rounded:
     # bytes (rows, blocks, block_size · bits / 8); 2^(bits-1) is added to each number; of two 4-bit numbers in a byte,
     # the first is in the lower half
     packed: Array
-    scales: Any  # (rows, blocks), float32; of values that are taken over, in the checkpoint's type
+    scales: Any  # (rows, blocks), float32, or in the checkpoint's type if they are taken over from it
     offsets: Any = None  # float32 (rows, blocks); None: the method has none
 
 
@@ -46,7 +46,7 @@ class QuantizationMethod(ABC):
     """A quantization method: it implements ``round``, or sets ``learns`` and implements ``learn``.
 
     Attributes:
-        name: What ``--method`` takes; the manifest records it.
+        name: The value of ``--method`` that chooses it; the manifest records it.
         learns: Whether it needs the calibration text.
         offsets: The formats in which it stores an offset for each block.
     """

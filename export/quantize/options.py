@@ -38,9 +38,9 @@ class QuantizeOptions:
             already.
         format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8``, ``nvfp4`` and a checkpoint in fp8, else
             ``matmulnbits``, since onnxruntime is the default runtime.
-        block_size: Most elements that share a scale; None: 32. Weights of int4 that get 8 bits always have up to 128.
+        block_size: Most elements that share a scale; None: 32. Always up to 128 where weights of int4 get 8 bits.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
-        embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
+        embeddings: Quantize the embedding too. A tied embedding is the same weight as the head and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8``, ``nvfp4`` and models with experts, for a
             checkpoint in fp8 what it says, else ``int8``; see ``lucid_deploy.artifact.quantization.Quantization``.
         method: How values are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4
@@ -48,11 +48,11 @@ class QuantizeOptions:
             ``rtn``.
         has_text: Whether there is a calibration text; ``ExportOptions`` sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
-        equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
-            ``matmulnbits``, for int8 and int4.
+        equalize: Make weights' columns more equal in size before rounding. None: if ``method`` is empty and the format
+            is ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a quantized embedding get 8 bits. 0: none, but for int4 in ``matmulnbits``
-            with neither ``method`` nor ``head_bits`` the export chooses.
+        frequent_rows: How many first rows of a quantized embedding get 8 bits. 0: the export chooses for int4 in
+            ``matmulnbits`` if neither ``method`` nor ``head_bits`` is given; else none.
     """
 
     scheme: str
@@ -95,7 +95,7 @@ class QuantizeOptions:
 
     @property
     def takes_best(self) -> bool:
-        """Whether the recommended method is taken: for int4 in ``matmulnbits``, if no method is named."""
+        """Whether the recommended method is used: for int4 in ``matmulnbits``, if no method is named."""
         return not self.method and self.scheme == "int4" and self.chosen_format == "matmulnbits"
 
     @property

@@ -150,7 +150,7 @@ def plan_quantization(
     method = options.chosen_method
     head, head_bits, frequent = EMBEDDING if tied else HEAD, options.head_bits, options.frequent_rows
     if frequent and (EMBEDDING not in chosen or frequent >= shapes[EMBEDDING][0]):
-        raise LucidError("frequent_rows divides a quantized embedding: it must be quantized, and have more rows.")
+        raise LucidError("frequent_rows needs an embedding that is quantized and has more rows than that.")
     if options.takes_best and head in chosen and not head_bits and not frequent:
         frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
         head_bits = None if frequent else BEST_HEAD_BITS

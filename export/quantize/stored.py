@@ -93,7 +93,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 
 
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
-    """Return what the inputs of products are rounded to, and how many inputs share a scale (None: no groups)."""
+    """Return what linear layers' inputs are rounded to, and how many inputs share a scale (None: no groups)."""
     if layout.scheme not in FLOAT_SCHEMES:
         return options.chosen_activations, None
     if layout.inputs is None or options.activations == "float":
@@ -118,8 +118,8 @@ def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: in
         raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
     if group is not None and width % group:
         raise LucidError(
-            f"{where} has rows of {width} inputs, which groups of {group} do not divide, so they are not rounded as "
-            "its quantization_config says. Leave them as they are with --quantize stored --activations float."
+            f"{where} has {width} inputs, which groups of {group} do not divide, so they cannot be rounded as "
+            "quantization_config says. Leave the inputs unrounded: --quantize stored --activations float."
         )
     if weight.scales.numel() == 1:
         return QuantizedTensor((rows, width), width, granularity="tensor")
@@ -128,8 +128,8 @@ def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: in
     fits = [size for size in BLOCK_SIZES if weight.block[1] % size == 0 and width % size == 0]
     if not fits:
         raise LucidError(
-            f"{where} has blocks of {weight.block[1]} inputs in rows of {width}, which no blocks of "
-            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+            f"{where} has blocks of {weight.block[1]} inputs in rows of {width}, which cannot be cut into blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))}. {_ADVICE}"
         )
     return QuantizedTensor((rows, width), fits[-1])
 
@@ -155,8 +155,8 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
         block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))
     if block is None:
         raise LucidError(
-            f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "
-            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+            f"{where} has groups of {weight.group} inputs in rows of {width}, which cannot be cut into blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))}. {_ADVICE}"
         )
     return QuantizedTensor((rows, width), block, zeros)
 

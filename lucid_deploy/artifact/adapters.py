@@ -21,17 +21,17 @@ from lucid_deploy.files import atomic_write
 
 _Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-BASE = "base"  # name of the model without an adapter in lists of adapters
+BASE = "base"  # reserved adapter name: the model without an adapter
 
 
 class StoredAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the file's JSON object says of one adapter."""
+    """The entry of one adapter in the file's JSON object."""
 
     name: Name
-    slot: Annotated[int, Meta(ge=1, le=2**31)]  # the value of adapter_ids that chooses it
+    slot: Annotated[int, Meta(ge=1, le=2**31)]  # the value of adapter_ids that selects this adapter
     rank: Size
-    source: str  # the directory that it came from
-    sha256: _Hash  # of its matrices as float32, adapted to the scales folded into the weights
+    source: str  # the directory from which the adapter was added
+    sha256: _Hash  # of the adapter's matrices in float32, with the weights' folded scales applied
 
 
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,8 +43,8 @@ def check_name(name: str) -> None:
     """Raise ``LucidError`` unless a name matches the pattern of names and is not ``base``, which is reserved."""
     if not _NAME.fullmatch(name) or name == BASE:
         raise LucidError(
-            f"An adapter cannot be called {name!r}: names have letters, digits, dots, dashes and underscores, at most "
-            f"64, begin with a letter or digit, and {BASE} is the model without an adapter."
+            f"An adapter cannot be called {name!r}: a name has up to 64 letters, digits, dots, dashes and underscores, "
+            f"begins with a letter or digit, and is not {BASE}, which stands for the model without an adapter."
         )
 
 

@@ -37,7 +37,7 @@ def read_chat_templates(directory: Path) -> dict[str, TemplateText] | None:
     named = named_templates(directory)
     if "file" in named:
         raise LucidError(
-            f"{named['file']}: transformers takes an additional chat template named file for the default one. Rename "
+            f"{named['file']}: transformers uses an additional chat template named file as the default. Rename "
             f"it; the default template is {TEMPLATE}."
         )
     alone = directory / TEMPLATE
@@ -53,7 +53,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise LucidError(f"The chat template in {path} is no text in UTF-8: {error}.") from error
+        raise LucidError(f"The chat template in {path} is not UTF-8 text: {error}.") from error
 
 
 def _named(given: Any, path: Path) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def follow_links(model: onnx.ModelProto, directory: Path) -> None:
-    """Make a graph name the targets of the artifact's links to weight files, since onnxruntime refuses links.
+    """In a graph, replace names of weight files that are links by the links' targets: onnxruntime refuses links.
 
     The Hub's cache has such links. The new names have no folder: sessions look in the folder of the linked weights.
     """
@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Read a graph without its external data; ``CheckFailed`` if any is not whole in the weight or the adapter file."""
+    """Read a graph without its external data; ``CheckFailed`` if any lies outside the weight and adapter files."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -90,7 +90,7 @@ def check_external_data(path: Path) -> onnx.ModelProto:
             )
         if (needed := _bytes_of(tensor)) not in (None, int(length)):
             raise CheckFailed(
-                f"{path}: weight {tensor.name} has {length} bytes, its shape {list(tensor.dims)} asks for "
+                f"{path}: weight {tensor.name} has {length} bytes, but its shape {list(tensor.dims)} needs "
                 f"{'another number' if needed is None or needed < 0 else needed}. Export it again."
             )
     return model
@@ -107,7 +107,7 @@ _TYPES = {
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int | None:
-    """Return how many bytes a tensor's shape and type need; -1 if one is wrong in itself, None for unknown types."""
+    """Return how many bytes a tensor's shape and type need; -1 if either is invalid, None for unknown types."""
     from onnx import TensorProto
 
     if tensor.data_type not in TensorProto.DataType.values():

@@ -1,4 +1,4 @@
-"""The manifest ``lucid.json``: what an artifact holds.
+"""The manifest ``lucid.json``: what an artifact contains.
 
 ``docs/schemas/lucid.schema.json`` describes the same as a JSON schema: change both together. A test compares them.
 """
@@ -106,18 +106,18 @@ class Manifest:
     graphs: dict[str, GraphInfo]  # prefill and decode; verify where drafted tokens can be verified in one step
     files: dict[Name, FileFacts]  # every other file that the export wrote, except adapters.bin
     layers: tuple[LayerDescription, ...]  # every layer: its kind, its operators, what it caches
-    transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout their product reads
+    transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout MatMul reads
     float32_head: bool  # whether logits are computed in float32 also in a model of another type
     # Type that keys and values (of LUCID layers, K and Y) are cached in; empty means the model's.
     cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
     notes: tuple[str, ...] = ()  # sentences for the user: decisions and warnings of the export
-    # Keys of the checkpoint's configuration that were ignored because the user called them unused, with their values.
+    # Keys of the checkpoint's configuration that were ignored because the user declared them unused, with their values.
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision, commit
     options: dict[str, Any] = field(default_factory=dict)  # what ExportOptions.recorded() returns
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
-    inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
+    inline: bool = False  # whether the graphs contain our operators' bodies inline, instead of functions
     adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
     forms: tuple[GraphForm, ...] = ()  # all forms but the first; cache, inline, opset and graphs above are the first's
     forms_left_out: dict[str, str] = field(default_factory=dict)  # by form, such as static: why it was not written
@@ -130,7 +130,7 @@ class Manifest:
 
     @property
     def graph_form(self) -> str:
-        """How graphs contain our operators: as ``functions``, or ``inline``, with bodies in the operators' places."""
+        """How graphs contain our operators: as ``functions``, or ``inline``: each node replaced by its body."""
         return "inline" if self.inline else "functions"
 
     @property
@@ -205,7 +205,7 @@ def read_manifest(directory: Path) -> Manifest:
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
     if unknown := sorted(data.keys() - {item.name for item in fields(Manifest)} - {"format", "format_version"}):
         raise ValueError(f"unknown keys {', '.join(unknown)}")
-    LucidConfig.from_dict(data["config"])  # checks what types do not say
+    LucidConfig.from_dict(data["config"])  # checks values, beyond their types
     manifest = msgspec.convert(data, Manifest)  # exact types: true is no number
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:

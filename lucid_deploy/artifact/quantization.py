@@ -17,20 +17,20 @@ FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # schemes with floating-point numbers, a
 SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
 FORMATS = ("matmulnbits", "qdq")
 ACTIVATIONS = ("int8", "float")
-# How a checkpoint in fp8 may round its products' inputs: see Quantization.activations.
+# How a checkpoint in fp8 may round the inputs of matrix multiplications: see Quantization.activations.
 STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
 FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
 GRANULARITIES = ("block", "channel", "tensor")
-# Ends of the names of a quantized weight's parts, in graphs and weight file, after the weight's own name.
+# Suffixes that are added to a weight's name to name its quantized parts, in graphs and in the weight file.
 PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
 ZEROS, OFFSETS = ".zero_points", ".offsets"
 WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
 PARTS = (PACKED, SCALES, ROWS, ZEROS, OFFSETS, WHOLE_SCALE, INPUT_SCALE)
 TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
 TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
-# The smallest scale where scales must be positive, by their type: a block of zeros has it.
+# Where scales must be positive, a block of zeros has this scale, the smallest of the scales' type.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 NEAREST, HQQ, DISTILL = "rtn", "hqq", "distill"  # methods that other modules refer to
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # one weight if the head is tied
@@ -48,7 +48,7 @@ class QuantizedTensor:
     granularity: str = "block"  # what shares a scale: a block or, in fp8, a channel (row) or the whole tensor
     offsets: bool = False  # whether a weight is q · s + c, with a c for each block, in the scales' type
     scale_dtype: str | None = None  # of scales and offsets; None: the model's type, or the scheme's
-    experts: int = 0  # how many experts' matrices shape holds, one below the other; 0: it is one matrix
+    experts: int = 0  # number of experts whose matrices are stacked along the rows; 0: a single matrix
     transposed: bool = False  # whether the checkpoint stores experts as (experts, in, out)
 
     @property
@@ -96,7 +96,7 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 
 @dataclass(frozen=True)
 class LearnedTensor:
-    """How near a weight's quantized values, chosen by calibration data, come to the weight."""
+    """How far a weight's quantized values, learned from calibration text, are from the weight."""
 
     distance: float  # relative_distance from the checkpoint's weight, with folded scales; verify computes it again
 
@@ -108,7 +108,7 @@ class Method:
     name: str = NEAREST  # of --method, or STORED
     settings: dict[str, Any] = field(default_factory=dict)  # such as rate; of STORED: layout, that of the checkpoint
     calibration: dict[str, Any] = field(default_factory=dict)  # CalibrationRows.facts, such as file and seed
-    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # learned weights; others are rounded without text
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # of learned weights; others need no calibration
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class Quantization:
     scheme: str  # int8, int4, fp8 or nvfp4
     bits: int  # of an element, unless its tensor says otherwise
     # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized, and ours for experts.
-    # qdq: DequantizeLinear before a product, which TensorRT takes too.
+    # qdq: DequantizeLinear before a matrix multiplication, which TensorRT supports too.
     format: str
-    # How inputs of products are rounded. float: not at all. int8: onnxruntime on the CPU rounds them to 8 bits, block
-    # by block. Otherwise the graphs round to E4M3; the scale is stored for each weight (fp8-static), or it is the
+    # How inputs of matrix multiplications are rounded. float: not at all. int8: onnxruntime on the CPU rounds blocks of
+    # them to 8 bits. Otherwise the graphs round to E4M3; the scale is stored for each weight (fp8-static), or it is the
     # largest magnitude / 448 of each token (fp8-token) or of each input_block elements of a token (fp8-group).
     activations: str
     tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
@@ -139,7 +139,7 @@ class Quantization:
         if (self.activations == GROUP_FP8) != ((self.input_block or 0) > 0):
             raise ValueError(f"quantization's input_block is {self.input_block!r} with {self.activations!r}")
         if not self.tensors or not self.method.tensors.keys() <= self.tensors.keys():
-            raise ValueError("quantization without tensors, or whose method names others")
+            raise ValueError("quantization has no tensors, or its method names a tensor that is not quantized")
         for name, tensor in self.tensors.items():
             if not self._is_possible(tensor):
                 raise ValueError(f"quantization of {name}: {tensor} in {self.scheme} and the format {self.format}")
@@ -170,11 +170,11 @@ class Quantization:
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether the graphs round the inputs of quantized products to E4M3."""
+        """Whether the graphs round the inputs of quantized matrix multiplications to E4M3."""
         return self.activations in FP8_ACTIVATIONS
 
     def rounded_inputs(self, to_int8: bool) -> str | None:
-        """Return the type that a runtime rounds products' inputs to, or None; ``to_int8``: whether it can use int8."""
+        """Return the type to which a runtime rounds inputs of MatMuls, or None; ``to_int8``: whether it can do int8."""
         if self.rounds_inputs:
             return "fp8"
         return "int8" if to_int8 and self.activations == "int8" else None
@@ -190,7 +190,7 @@ class Quantization:
 
     @property
     def inputs(self) -> str:
-        """What the inputs of products are rounded to, in words, such as ``int8 inputs on the CPU``."""
+        """What the inputs of matrix multiplications are rounded to, in words, such as ``int8 inputs on the CPU``."""
         if self.activations == GROUP_FP8:
             return f"inputs in fp8 by groups of {self.input_block}"
         return {
@@ -257,7 +257,7 @@ class Quantization:
         return self.scheme in WHOLE_SCHEMES and self.format == "qdq" and self.bits_of(name) == 8
 
     def packed_dtype(self, name: str) -> str:
-        """Return the type of a tensor's ``PACKED`` in the graphs."""
+        """Return the ONNX type that a tensor's packed numbers have in the graphs."""
         if self.is_float:
             return "float8e4m3fn" if self.scheme == "fp8" else "float4e2m1"
         return "uint8" if self.format == "matmulnbits" else f"int{self.bits_of(name)}"
@@ -284,7 +284,7 @@ class Quantization:
         return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
 
     def words(self, dtype: str) -> str:
-        """Say what weights and inputs of products are: ``int4 hqq, 4.9 bits a weight; int8 inputs on the CPU``."""
+        """Describe weights and inputs in words: ``int4 hqq, 4.9 bits a weight; int8 inputs on the CPU``."""
         return f"{self.scheme} {self.method.name}, {self.bits_per_weight(dtype):.4g} bits a weight; {self.inputs}"
 
     def stored_size(self, name: str, dtype: str) -> int:

@@ -8,7 +8,7 @@ has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits
 int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
 largest magnitude of the block / 127, and nothing is clipped.
 
-A block may also have a zero point z, so that the weight is ``(q − z) · s``, or an offset c, and it is ``q · s + c``.
+A block may also have a zero point z (the weight is ``(q − z) · s``) or an offset c (the weight is ``q · s + c``).
 
 ``fp8`` and ``nvfp4`` store floating-point numbers instead of whole ones; ``DequantizeLinear`` reads them, so their
 format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent with the bias 7 and 3 of mantissa; no
@@ -127,7 +127,7 @@ def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Byte
 
     ``packed`` is ``(out, …)``: the bytes of each row. Whole numbers become signed; codes of floats do not change.
     """
-    signed = 0 if is_float else 1 << (bits - 1)  # flips the sign bit, to undo that half of the range was added
+    signed = 0 if is_float else 1 << (bits - 1)  # flips the sign bit: packed numbers have half of their range added
     rows = packed.reshape(len(packed), -1)
     codes = (unpack_nibbles(rows) if bits == 4 else rows)[:, :width] ^ signed
     flat = np.ascontiguousarray(codes.T).reshape(-1)
@@ -135,7 +135,7 @@ def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Byte
 
 
 def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
-    """Repeat the one value of each block for each of its elements: ``(out, blocks)`` to ``(out, in)``."""
+    """Repeat each block's value for all elements of the block: ``(out, blocks)`` to ``(out, in)``."""
     return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
 
 

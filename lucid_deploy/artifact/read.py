@@ -57,7 +57,7 @@ class Artifact:
         return self._graphs[file]
 
     def form(self, cache: str | None = None, inline: bool | None = None) -> Artifact:
-        """Return the artifact with one form of graphs, after checking these; ``LucidError`` if it lacks the form.
+        """Return the artifact with one form of its graphs, after checking them; ``LucidError`` if it lacks the form.
 
         ``cache``: ``growing`` or ``static``; ``inline``: whether graphs have no functions. None: any, the first found.
         """
@@ -158,7 +158,7 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:
-    """Check that the layers' kinds and caches that the manifest lists are those of its model."""
+    """Check that the manifest's layers have the kinds and caches that follow from its configuration."""
     recorded = [(layer.kind, layer.cache) for layer in manifest.layers]
     if recorded != [(layer.kind, layer.cache) for layer in describe(manifest.config, manifest.cache_dtype)]:
         raise CheckFailed(
@@ -250,7 +250,7 @@ class ArtifactWatch:
             if _identity(path) != known:
                 raise CheckFailed(
                     f"{path.parent.name}/{path.name} changed while it was in use: what the model computes may be "
-                    "wrong. Put the artifact right and start again."
+                    "wrong. Restore the artifact and start again."
                 )
 
 

@@ -11,14 +11,14 @@ from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_tokenizer_file
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
-_BEFORE = ("\n", ".", "a")  # texts to try in front of a text; a vocabulary may merge one of them with it
+_BEFORE = ("\n", ".", "a")  # texts to try in front of another text; a vocabulary may merge one with that text
 _PANIC = "PanicException"  # of the tokenizers library; it is no subclass of Exception and cannot be imported
 
 
 def advice(directory: Path) -> str:
     """Say how to get the missing ``tokenizer.json`` of an artifact or checkpoint."""
     return (
-        f"{directory} has no tokenizer.json, without which it takes no text. Put the model's tokenizer.json into the "
+        f"{directory} has no tokenizer.json, so it cannot read text. Put the model's tokenizer.json into the "
         "checkpoint, and export again."
     )
 
@@ -115,11 +115,11 @@ class TextTokenizer:
         return found
 
     def is_added(self, token: int) -> bool:
-        """Whether a token was added to the vocabulary: its piece is plain text, even if others' pieces spell bytes."""
+        """Whether a token was added to the vocabulary: its piece is plain text, even if other pieces encode bytes."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:
-        """Return a token as the vocabulary spells it; None if it has no such id."""
+        """Return a token's text in the vocabulary; None if no token has this id."""
         spelled: str | None = self._tokenizer.id_to_token(token)
         return spelled
 

@@ -1,7 +1,7 @@
 """Answer a file of prompts with continuous batching; after an interruption the next run adds the missing answers.
 
 The file of answers has one line for each answered prompt. A record beside it holds hashes of prompts and artifact, and
-the options. Answers are only added to a file with an equal record.
+the options. A run adds answers to an existing file only if the file's record equals that of the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AnswerFile:
 
     Attributes:
         answered: Line numbers of the prompts that have an answer.
-        failed: How many of these are errors.
+        failed: How many of these answers are errors.
 
     Args:
         facts: Everything that the answers depend on, for the record.
@@ -45,7 +45,7 @@ class AnswerFile:
     Raises:
         LucidError: The file cannot be written, another process writes it, or it has answers and its record is missing,
             unreadable or has other facts.
-        CheckFailed: It has lines that are not answers, or not to these prompts, or two for one prompt.
+        CheckFailed: A line of the file is not an answer, answers none of these prompts, or answers one a second time.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], lines: set[int], overwrite: bool = False) -> None:
@@ -96,7 +96,7 @@ class AnswerFile:
 
     def _begin(self, facts: dict[str, Any], lines: set[int], overwrite: bool) -> None:
         if overwrite:
-            os.ftruncate(self._handle, 0)  # before the record: else old answers might count as answers to new prompts
+            os.ftruncate(self._handle, 0)  # first: else a crash could leave old answers beside the new record
         if os.fstat(self._handle).st_size > 0:
             self._compare(facts)
             self._resume(lines)
@@ -109,7 +109,7 @@ class AnswerFile:
             known = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise LucidError(
-                f"{self.path} exists, without the record {self.record.name} of a run. {way_out}"
+                f"{self.path} exists, but {self.record.name}, the record of its run, is missing. {way_out}"
             ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise LucidError(f"{self.record} cannot be read: {error}. {way_out}") from error
@@ -132,7 +132,7 @@ class AnswerFile:
                 if type(line) is not int:
                     raise TypeError("a line has a whole number")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if number == len(parts):  # a crash of the machine can leave zeros
+                if number == len(parts):  # a crash of the machine can leave a line of zero bytes
                     end -= len(part) + 1
                     break
                 raise CheckFailed(
@@ -194,11 +194,11 @@ class _RunningAnswer:
 
 @dataclass
 class AnswerTokens:
-    """Counts of the tokens in the answers that a run made.
+    """Counts of the tokens in the answers that a run wrote.
 
     Attributes:
         generated: All tokens whose ids the answers list.
-        accepted: Those of them that were accepted drafts.
+        accepted: How many of them were accepted drafts.
     """
 
     generated: int = 0
@@ -234,7 +234,7 @@ def answer_prompts(
         complete: list[dict[str, Any]] = []
         for event in batcher.step():
             answer = running.get(event.request)
-            if answer is None:  # ended by a stop string before
+            if answer is None:  # a stop string has ended the answer
                 continue
             if isinstance(event, Token):
                 tokens.generated += 1

@@ -1,4 +1,4 @@
-"""Continuous batching over any session: requests start and finish at any step; prompts run between steps."""
+"""Continuous batching over any session: requests start and finish at any step; a step also runs parts of prompts."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from lucid_deploy.runtimes.session import Array, Session
 # the more often a row was paused, the more steps it stays away.
 GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
-ALONE_SECONDS = 0.05  # where nothing else could run
+ALONE_SECONDS = 0.05  # the wait while no other row could run
 MOST_STEPS_AWAY = 8
-# A step runs at most so many prompt tokens times the requests, or a chunk if that is more. Our benchmark has 3 prompt
+# A step runs at most this many prompt tokens for each request, or a chunk if that is more. Our benchmark has 3 prompt
 # tokens for each token of its answers (200 and 64); with 6, half of the steps run no prompt and are short.
 PROMPT_TOKENS_PER_ROW = 6
-ALONE_CHUNK = 128  # fewest tokens of a chunk while no row decodes, unless it matters where prompts are cut
+ALONE_CHUNK = 128  # smallest chunk, in tokens, while no row decodes, unless results depend on where prompts are cut
 
 
 class Batcher:
     """Runs many requests at once. Not thread-safe: one thread calls it.
 
     Args:
-        session: Of any runtime. When a request starts or ends, all rows are copied; with a static cache, mostly one.
+        session: Of any runtime. When a request starts or ends, all rows are copied; with a static cache, usually one.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
             fewest rows; a request whose constraint is still being compiled is passed over. A request that waits for its
             constraint's mask frees its row, but still counts for its client.
         prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
             each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
-            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`) or rings or states are
-            stored, prompts are cut as if they ran alone: at multiples of :attr:`prefill_chunk`, which may be larger.
+            cut where the step is full. If cuts change results (:attr:`Session.cuts_matter`) or rings or states are
+            stored, prompts are cut as if they ran alone: at multiples of the attribute, which may be larger than this.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
         guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
@@ -89,7 +89,7 @@ class Batcher:
             self._shares_steps = True
             share = PROMPT_TOKENS_PER_ROW * rows // BLOCK
             if session.cuts_matter and prefill_chunk is not None and share * BLOCK > prefill_chunk:
-                # Chunks are as long as a step's share, so that one run takes it. Reused beginnings end at such cuts.
+                # A chunk is as long as a step's budget, so that one call runs it. Stored prefixes end at such cuts.
                 self.prefill_chunk, grain = share * BLOCK, share
         self.store = PrefixStore(session, prefix_tokens, grain)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
@@ -97,14 +97,14 @@ class Batcher:
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
         # can be stored at the end of a chunk only, so chunks end at the lengths for which they are to be stored.
         self._fixed_cuts = session.cuts_matter or self._stores_states
-        # Until a request ends, it is in one of these four. Filling is the one whose prompt runs.
+        # Until it ends, a request is in one of these four; ``_filling`` is the request whose prompt is running.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: BatchRow | None = None
         self._running: dict[int, BatchRow] = {}
         self._paused: dict[int, BatchRow] = {}
         self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
         self._pool = make_rows(session, rows)  # caches of the running rows
-        self._beside: list[int] = []  # tokens of the filling prompt that run in one run with this step's rows
+        self._beside: list[int] = []  # tokens of the filling prompt that run together with this step's rows
         self._cancelled: dict[int, None] = {}  # in the order of the calls of cancel
         self._next = 0
         self._steps = 0
@@ -142,7 +142,7 @@ class Batcher:
         """Queue a request; return its number, which all of its events carry."""
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
-            raise LucidError("The request has a constraint; make the Batcher with guides, which enforce them.")
+            raise LucidError("The request has a constraint; create the Batcher with guides, which enforce constraints.")
         number, self._next = self._next, self._next + 1
         if request.constraint is not None and self._guides is not None:
             self._opened[number] = self._guides.open(request.constraint, request.stop_at_eos)
@@ -185,7 +185,7 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run this step's prompt tokens, or leave the last to the rows' run (``_beside``); yield after first tokens."""
+        """Run this step's prompt tokens, the last perhaps with the rows (``_beside``); yield after each first token."""
         budget = self._prompt_budget()
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -216,7 +216,7 @@ class Batcher:
                     return
 
     def _finish_part(self, row: BatchRow, part: list[int], logits: Array, events: list[Event]) -> bool:
-        """Note that a part of a prompt has run; after the last one, choose the first token and return True."""
+        """Record that a part of a prompt has run; after the last part, choose the first token and return True."""
         row.ids += part
         self.prompt_tokens_computed += len(part)
         if len(row.ids) < len(row.request.prompt_ids):
@@ -227,7 +227,7 @@ class Batcher:
 
     @property
     def _chunk(self) -> int | None:
-        """The prefill chunk for now: at least :data:`ALONE_CHUNK` while no row decodes, unless cuts are fixed."""
+        """The current prefill chunk: at least :data:`ALONE_CHUNK` while no row decodes, unless cuts are fixed."""
         is_alone = not self._running and not self._fixed_cuts
         return self.prefill_chunk and max(self.prefill_chunk, ALONE_CHUNK if is_alone else 0)
 
@@ -245,7 +245,7 @@ class Batcher:
     def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
         done, end = len(row.ids), len(row.request.prompt_ids)
-        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # else 1 call a step: it reads all weights
+        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # else 1 call a step: each reads all weights
         if chunk is not None:
             end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
@@ -296,14 +296,14 @@ class Batcher:
     def _next_in_line(self) -> list[int]:
         """Return the waiting requests that may start, those of the client with the fewest rows first."""
         rows = self._active_rows
-        if not self._has_free_row or len(rows) >= 2 * self.rows:  # paused rows have a cache each
+        if not self._has_free_row or len(rows) >= 2 * self.rows:  # bounds the caches of paused rows
             return []
         held = Counter(row.request.client for row in rows)
         found = [number for number, request in self._waiting.items() if held[request.client] < self.rows]
         return sorted(found, key=lambda number: held[self._waiting[number].client])
 
     def _store_beginning(self, row: BatchRow) -> None:
-        """Store a prompt with rings or states as it runs: after 1, 2, 4, … chunks and at the last border of a block."""
+        """Store a prompt with rings or states as it runs: after 1, 2, 4, … chunks and at its last block border."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         is_stored = not rest and not chunks & (chunks - 1)
         if self._stores_states and (is_stored or len(row.ids) == self._last_border(row)):
@@ -335,7 +335,7 @@ class Batcher:
             self._paused[row.number] = row
 
     def _run_rows(self, events: list[Event]) -> None:
-        """Run one token of each running row, with drafts behind it if there are any, and choose the next ones."""
+        """Run one token of each running row, followed by its drafts, and choose the next tokens."""
         if not self._running:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
@@ -363,7 +363,7 @@ class Batcher:
             self._finish_part(self._filling, part, first, events)
 
     def _run_beside(self, tokens: dict[int, list[int]], events: list[Event]) -> tuple[dict[int, Array], Array | None]:
-        """Run a step of the rows beside a part of the prompt; return both logits, None for a prompt that failed."""
+        """Run the rows together with a part of the prompt; return the logits of both, None for a prompt that failed."""
         row = self._filling
         assert isinstance(self._pool, StaticRows) and row is not None and row.cache is not None
         try:
@@ -399,7 +399,7 @@ class Batcher:
         self._paused[row.number] = self._running.pop(row.number)
 
     def _resume(self, events: list[Event]) -> None:
-        """Let paused rows go on if masks are ready, steps away are over (or no row runs) and rows are free."""
+        """Resume paused rows if their masks are ready, their steps away are over (or no row runs) and rows are free."""
         self._set_deadline(0.0)
         for row in list(self._paused.values()):
             assert row.guide is not None and row.pending is not None
@@ -407,7 +407,7 @@ class Batcher:
                 continue
             if not self._has_free_row:
                 return
-            row.next = row.ids.pop()  # as if it had just run
+            row.next = row.ids.pop()  # as if this token had just run
             end = self._take(row, [], row.pending[None], events)
             if end is not None:
                 self._end(row.number, end, events)
@@ -429,7 +429,7 @@ class Batcher:
         self._running[row.number] = row
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
-        """Take a request from wherever it is, add its end to events; store a running or paused row unless it failed."""
+        """Remove a request, add its end to the events; store the cache of a running or paused row unless it failed."""
         row = self._running.get(number) or self._paused.pop(number, None)
         if row is not None:
             if not end.failed:

@@ -80,7 +80,7 @@ class PromptDefaults:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of the file: its number, counted from 1, and what it asks for; text or token ids, never both."""
+    """One line of the file: its number, counted from 1, its prompt as text or as token ids, and its options."""
 
     line: int
     id: str | int | None
@@ -120,7 +120,7 @@ class PromptFile:
 
 
 def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
-    """Read a file; blank lines are skipped but counted. LucidError: it is unreadable, has no prompts or wrong ones."""
+    """Read a file; skip blank lines, but count them. LucidError if it is unreadable, or has no or invalid prompts."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -206,7 +206,7 @@ def _line(line: bytes) -> PromptLine:
     except FieldError as error:
         if error.code != "unknown_parameter":
             raise
-        raise LucidError(f"{error} Known are {', '.join(PromptLine.__struct_fields__)}.") from error
+        raise LucidError(f"{error} Known fields are {', '.join(PromptLine.__struct_fields__)}.") from error
 
 
 def _or(given: Any, default: Any) -> Any:

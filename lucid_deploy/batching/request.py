@@ -25,8 +25,8 @@ class Request:
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer (that token is not returned).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
-        adapter: Name of the adapter that it runs with; None: the session's default.
-        client: Whose request it is; clients that wait take turns.
+        adapter: Name of the adapter that the request runs with; None: the session's default.
+        client: Who sent the request; rows go to waiting clients in turn.
         constraint: The form of the answer, which ends when nothing can follow, or at an end-of-sequence token if the
             text is complete.
     """
@@ -58,10 +58,10 @@ class Token:
 
     Attributes:
         request: The request's number.
-        logprob: Natural logarithm of its probability, by the softmax of the model's logits, before penalties, biases,
-            constraint, temperature and filters; None if not asked for.
+        logprob: Natural logarithm of the token's probability, by the softmax of the model's logits, before penalties,
+            biases, constraint, temperature and filters; None if not asked for.
         top: The ``top_logprobs`` most likely tokens and their log-probabilities, best first.
-        drafted: Whether it is an accepted draft.
+        drafted: Whether the token is an accepted draft.
         reused: Prompt tokens that a stored prefix held.
     """
 
@@ -105,11 +105,11 @@ class BatchRow(Row):
     """The state of a request that has started.
 
     Attributes:
-        cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
-        blocks: The stored blocks that its prompt began with.
-        reused: How many tokens these hold.
-        pauses: How often it was taken out of the running rows to wait for its guide's mask.
-        resume_at: Number of the step from which on it may resume; earlier if no row runs.
+        cache: The row's own cache while its prompt runs or it is paused; None while it is one of the running rows.
+        blocks: The stored blocks that the prompt began with.
+        reused: How many tokens these blocks hold.
+        pauses: How often the row was taken out of the running rows to wait for its guide's mask.
+        resume_at: Number of the step from which on the row may resume; earlier if no row runs.
     """
 
     number: int
@@ -129,7 +129,7 @@ class BatchRow(Row):
 
 
 def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    """Return the log-probability of a token, and the most likely tokens with theirs; nothing where ``top`` is None."""
+    """Return the log-probability of a token, and the most likely tokens with theirs; None and () if ``top`` is None."""
     if top is None:
         return None, ()
     shifted = logits.astype(np.float64) - logits.max()

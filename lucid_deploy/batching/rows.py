@@ -18,8 +18,8 @@ from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
 GRAIN = 256  # tokens; the length of new buffers is a multiple of this …
-_SPARE = 8  # … and at least 1 / 8 more than that of the longest row, so that copying stays cheap per token
-_SHRINK = 2  # buffers over this many times that length are replaced by shorter ones: each step reads them whole
+_SPARE = 8  # … and at least 1 / 8 more than the longest row's length, so that copying stays cheap per token
+_SHRINK = 2  # buffers that are longer by more than this factor are replaced: each step reads whole buffers
 
 
 class Rows(ABC):
@@ -121,15 +121,15 @@ class MergedRows(Rows):
 
 
 class StaticRows(Rows):
-    """Rows in buffers, keys in ``(rows, KV heads, room, width)``, each row with a length of its own.
+    """Rows in buffers, keys with shape ``(rows, KV heads, room, width)``, each row with a length of its own.
 
     Active rows come first, so that a step runs as many rows as there are. When a request finishes, its slot goes to a
-    request that starts before the next step, or else to the last row. Memory that no row has used yet is not resident.
+    request that starts before the next step, otherwise to the last row. Memory that no row used yet is not resident.
     """
 
     def __init__(self, decoding: StaticSession, rows: int) -> None:
         self._decoding = decoding
-        self._slots: list[int | None] = []  # the key in each slot; None: a hole
+        self._slots: list[int | None] = []  # the key in each slot; None: the slot is free, a hole
         self._lengths = np.zeros((rows,), np.int64)
         self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
@@ -177,7 +177,7 @@ class StaticRows(Rows):
     def run_beside(
         self, tokens: dict[int, list[int]], prompt: list[int], cache: Cache[Any]
     ) -> tuple[dict[int, Array], Array]:
-        """Run a token of every row as :meth:`run` does, and in the same run the next tokens of a prompt with its cache.
+        """Run a token of every row as :meth:`run` does, and in the same run the next tokens of the prompt of ``cache``.
 
         Returns:
             What :meth:`run` returns, and the logits of the prompt's last token, float ``(1, vocab)``.
@@ -211,7 +211,7 @@ class StaticRows(Rows):
             start = int(self._lengths[slot])
             if start < end:
                 for layer in self._layers:
-                    for buffer in layer:  # all of the sort rows: with other sorts there are no drafts
+                    for buffer in layer:  # all are of the sort rows: layers with other sorts get no drafts
                         buffer[slot, :, start:end] = 0  # masking multiplies by 0, and 0 · NaN is NaN
 
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
@@ -244,7 +244,7 @@ class StaticRows(Rows):
             return
         self._steps.clear()
         for index, (layout, layer) in enumerate(zip(self._decoding.layout, like, strict=True)):
-            made = []  # layer by layer: only one is in memory twice
+            made = []  # layer by layer, so that only one layer is in memory twice
             for place, (tensor, array) in enumerate(zip(layout, layer, strict=True)):
                 buffer = new_buffer(tensor, self._rows, room, array.dtype)
                 for slot in taken:

@@ -25,7 +25,7 @@ class Contender:
     # (PyTorch eager with this package's operators).
     kind: str
     artifact: str  # directory of the artifact that gives the weights
-    options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
+    options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models use only threads of these
     # Tokens of the longest context that is measured; None: any number. An artifact's session is opened with
     # extrapolation only if this may exceed the model's maximum, because some sessions compute differently then.
     longest: int | None = None

@@ -24,18 +24,18 @@ from lucid_deploy.errors import CheckFailed, LucidError
 # model from a right one before timing; `lucid-deploy verify` checks how exact a model is, with derived gates.
 _SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 _COMPARED = 150  # tokens: more than one block of the solve, which has 128
-_SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bits, PyTorch does not
+_SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized weights to 8 bits, PyTorch does not
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure."""
 
-    lengths: tuple[int, ...]  # prompt lengths and contexts, in tokens
+    lengths: tuple[int, ...]  # tokens of a prompt (prefill), or in the cache (decode)
     batches: tuple[int, ...] = (1,)  # rows
     stages: tuple[str, ...] = ("prefill", "decode")  # prefill, decode or both
     repeats: int = 5  # rounds that count; one more warms up
-    chunk: int | None = None  # tokens of a prefill that run at once; None: the session's prefill_chunk
+    chunk: int | None = None  # prompt tokens that run in one call; None: the session's prefill_chunk
     steps: int = 8  # decode steps timed in a row
 
     @property
@@ -112,7 +112,7 @@ class WorkerProcess:
             line = ""
         if not line:
             raise LucidError(
-                f"The process of {self.contender.name} died in {op} {arguments} (not enough memory?). Take smaller "
+                f"The process of {self.contender.name} died in {op} {arguments} (not enough memory?). Use smaller "
                 "--lengths or --batches."
             )
         answer: dict[str, Any] = json.loads(line)
@@ -135,7 +135,7 @@ def run_plan(
     Args:
         contenders: What to time. Those with the weights of one artifact are compared with each other first.
         plan: What to measure.
-        dtype: Type of the artifacts, which says how closely outputs must agree.
+        dtype: Type of the artifacts, which determines how closely outputs must agree.
         progress: Called with (what is being done, timings done, timings in all).
         measurements: A list to fill as they come, so that those of an interrupted run are kept; None: a new list.
         opened: A dictionary to fill likewise: by contender's name, what its process reported when it was opened.

@@ -21,10 +21,10 @@ from lucid_deploy.version import __version__
 
 SIGPIPE = 13  # signal.SIGPIPE, which Python lacks on Windows
 TOO_LITTLE_MEMORY = (
-    "There is too little memory for this. Free some, raise the limit (ulimit -v, a container's), or take a smaller "
-    "model, prompt or batch; lucid-deploy inspect says what an artifact needs."
+    "There is too little memory for this command. Free some, raise the limit (ulimit -v, or the container's), or use a "
+    "smaller model, prompt or batch; lucid-deploy inspect estimates what an artifact needs."
 )
-# The name of each command and the first line of its help, so that listing them imports none.
+# The name of each command and the first line of its help, so that listing the commands imports none of them.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
     "plugin": "Build the libraries that compute our operators natively.",
@@ -34,7 +34,7 @@ COMMANDS = {
     "serve": "Serve an artifact over HTTP, as OpenAI's API.",
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "eval": "Measure how good an artifact's answers are.",
-    "package": "Write what NVIDIA Triton, or trtexec and Polygraphy, take.",
+    "package": "Package an artifact for NVIDIA Triton, or for trtexec and Polygraphy.",
     "adapters": "List, add and remove the LoRA adapters of an artifact.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",

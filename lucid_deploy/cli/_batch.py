@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-_CHUNK = 512  # default of --prefill-chunk: prompt tokens that run between two decode steps of the other rows
+_CHUNK = 512  # default of --prefill-chunk: most prompt tokens that run in one step while other rows decode
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """The options of ``lucid-deploy run --batch`` beside those of each answer, the runtime and drafting."""
+    """The options of ``lucid-deploy run --batch``, without those of answers, of the runtime and of speculation."""
 
     batch: str
     output: str
@@ -110,7 +110,7 @@ def _facts(
     speculation: SpeculationOptions,
     chunk: int,
 ) -> dict[str, Any]:
-    """Return what answers depend on, to record beside them: an interrupted batch continues only with the same facts."""
+    """Return all that answers depend on, for the record beside them: a batch continues only if nothing has changed."""
     from lucid_deploy.artifact import MANIFEST
 
     with reading(artifact.path(MANIFEST)):
@@ -125,9 +125,9 @@ def _facts(
         "options": json.loads(json.dumps(used)),  # tuples become lists, as in the record
         "prefill_chunk": chunk,
     }
-    if session.rounds:  # then it matters which tokens run together
+    if session.rounds:  # results depend on which tokens run together
         draft = [] if speculation.draft is None else [open_artifact(speculation.draft).identity]
         facts |= {"prefix_cache_tokens": options.prefix_tokens, "speculate": [speculation.mode, *draft]}
-        if session.in_place is None:  # rows are padded to the longest
+        if session.in_place is None:  # each row is padded to the longest one
             facts["rows"] = options.rows
     return facts

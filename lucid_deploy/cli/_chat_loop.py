@@ -54,7 +54,7 @@ class ChatTurns:
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def begin(self, system: str | None) -> None:
-        """Forget everything, and begin with a system message, if there is one."""
+        """Forget all messages; begin with a system message, if one is given."""
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 
     def saved(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class ChatSession:
         yield answer.finish()
 
     def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
-        """Return token ids of ``shown``: as many of the first ``ids`` as spell its start, then those of the rest."""
+        """Return token ids of ``shown``: the longest beginning of ``ids`` that fits it, and its encoded rest."""
         for count in range(len(ids), 0, -1):
             text = self.tokenizer.decode(ids[:count])
             if text and shown.startswith(text):

@@ -23,7 +23,7 @@ def is_verbose() -> bool:
 
 
 class Command(click.Command):
-    """A command with --quiet, --verbose and --no-color, which every command has and its function does not receive."""
+    """Adds --quiet, --verbose and --no-color to a command and handles them; the command's function never gets them."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -34,7 +34,7 @@ console_err = _Console(stderr=True, highlight=False)
 
 
 def set_output(quiet: bool, no_color: bool) -> None:
-    """Set up both consoles for a command: ``quiet`` silences the one on stderr, which errors do not go through."""
+    """Set up both consoles for a command. ``quiet`` silences stderr's console; errors are written without a console."""
     console_err.quiet = quiet
     for console in (console_out, console_err):
         console.no_color = no_color or bool(os.environ.get("NO_COLOR"))
@@ -78,7 +78,7 @@ def progress(description: str, estimate: bool = False) -> Iterator[Callable[...,
 
 
 class _ProgressLines:
-    """Writes a line on how far the work is, every ten seconds at most; work that is shorter writes nothing."""
+    """Writes a line about the progress, at most every ten seconds; shorter work writes none."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -94,7 +94,7 @@ class _ProgressLines:
 
 
 def write_results(data: Any, json_target: str | None, show: Callable[[], None]) -> None:
-    """Show results, and write them as JSON to a target, if any; if that is ``-``, stdout gets the JSON alone.
+    """Show results, and write them as JSON to ``json_target`` if given; with ``-``, stdout gets the JSON alone.
 
     Results are shown first, so that they are not lost when writing the file fails.
     """

@@ -7,7 +7,7 @@ from lucid_deploy.cli._console import show
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
-    """Print what is quantized and how; ``dtype``: the other weights' type; ``compression``: size in it / real size."""
+    """Print what is quantized and how. All weights would be ``compression`` × larger in ``dtype``, that of the rest."""
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
     kept = [short_name(name) for name in record.kept]
@@ -23,7 +23,7 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
 
 
 def method_sentence(method: Method) -> str:
-    """Return a space and sentences on a checkpoint's own values, calibration and equalization; empty without these."""
+    """Return sentences on stored values, calibration and equalization, each after a space; empty if none applies."""
     if method.name == STORED:
         return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
     equalized = " Columns were equalized before." if "equalization" in method.settings else ""
@@ -31,12 +31,12 @@ def method_sentence(method: Method) -> str:
         return equalized
     text, unseen = method.calibration, method.settings.get("experts_without_text", 0)
     without = (
-        f" {unseen} of {method.settings['experts']} matrices of experts were chosen by none of its tokens and are "
-        "rounded without it."
+        f" {unseen} of {method.settings['experts']} matrices of experts got none of these tokens and are rounded "
+        "without calibration."
         if unseen
         else ""
     )
     return (
-        f" The scales of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
+        f" The scales of {len(method.tensors)} weights were chosen by {method.name} over {text['tokens']} tokens of "
         f"{text['file']}.{without}{equalized}"
     )

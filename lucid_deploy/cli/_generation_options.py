@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 _SAMPLING: dict[str, tuple[type, float, str]] = {
-    "temperature": (float, 0.0, "0 is greedy; above, sampling."),
+    "temperature": (float, 0.0, "0 is greedy; above 0, tokens are sampled."),
     "top_k": (int, 0, "Sample among the K most likely; 0 is all."),
     "top_p": (float, 1.0, "Sample among the most likely, up to this total probability."),
     "min_p": (float, 0.0, "Sample among tokens with at least this share of the likeliest one's probability."),
-    "presence_penalty": (float, 0.0, "Taken off the logits of tokens that the answer has."),
-    "frequency_penalty": (float, 0.0, "Taken off for each time that the answer has the token."),
+    "presence_penalty": (float, 0.0, "Subtracted from the logits of tokens that the answer contains."),
+    "frequency_penalty": (float, 0.0, "Subtracted from a token's logit for each time that the answer contains it."),
     "repetition_penalty": (float, 1.0, "0.01 to 100; above 1, tokens in the prompt or the answer become less likely."),
 }
 _GUIDED = ("json_schema", "regex", "choice", "grammar")
 _TEXTS: dict[str, dict[str, Any]] = {
-    "--stop": dict(multiple=True, metavar="TEXT", help="End where this text begins; may be given several times."),
+    "--stop": dict(multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     "--ignore-eos": dict(is_flag=True, help="Go on after an end-of-sequence token."),
     "--seed": dict(type=int, help="Makes sampling repeatable."),
     "--logit-bias": dict(multiple=True, metavar="ID=BIAS", help="Add -100 to 100 to a token's logit; may be repeated."),
@@ -95,7 +95,7 @@ def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["off", "lookup", "draft"]),
             default="off",
             show_default=True,
-            help="Verify several tokens a step, guessed from what prompt and answer repeat, or by a smaller model.",
+            help="Verify several guessed tokens a step: from earlier text (lookup) or a smaller model (draft).",
         ),
         click.option("--draft", metavar="ARTIFACT", help="With --speculate draft: the smaller model, same tokenizer."),
     )
@@ -187,7 +187,7 @@ def _constraint(chosen: dict[str, Any]) -> Constraint | None:
 
 
 def read_file(option: str, path: str) -> str:
-    """Return the text of a file that an option names, without the byte order mark of Windows' programs."""
+    """Return the text of a file that an option names, without the byte order mark that Windows programs add."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -221,7 +221,7 @@ class SpeculationOptions:
         return session, drafters
 
     def check(self, artifact: Artifact) -> None:
-        """Refuse a mode or a draft model whose drafts the artifact cannot verify, before a model is loaded."""
+        """Refuse, before a model is loaded, a mode or draft model that the artifact's layers or tokenizer rule out."""
         from lucid_deploy.generation.drafting import check_drafters
 
         check_drafters(self.mode, artifact, self.draft)

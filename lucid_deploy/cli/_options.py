@@ -39,7 +39,7 @@ def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class TypeName(click.Choice):
-    """A number type, such as ``float16``; short names, such as ``fp16``, are taken too."""
+    """A number type, such as ``float16``; short names, such as ``fp16``, are accepted too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return super().convert(SHORT_TYPES.get(value, value), param, ctx)
@@ -96,7 +96,7 @@ def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
 
 
 class RuntimeName(click.ParamType):
-    """The name of a runtime. Converting one of ours does not search installed packages, which may add others."""
+    """The name of a runtime. Installed packages may add runtimes; they are searched only if the name is not ours."""
 
     name = "runtime"
 
@@ -114,7 +114,7 @@ class RuntimeName(click.ParamType):
 
 _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
     "runtime": dict(type=RuntimeName(), help="What runs the model; auto is onnxruntime."),
-    "device": dict(help="Where it runs: cpu, or cuda, cuda:1, … with runtimes that have it."),
+    "device": dict(help="Where the model runs: cpu, or cuda, cuda:1, … if the runtime supports it."),
     "provider": dict(
         type=click.Choice(PROVIDERS),
         help="With onnxruntime: the execution provider; if it cannot start, the command fails.",
@@ -127,7 +127,7 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
         type=click.Choice(ABLATIONS),
         help="With --runtime torch: leave out the preconditioner (Y = V).",
     ),
-    "adapter": dict(metavar="NAME", help="Run with this adapter, of those that lucid-deploy adapters list names."),
+    "adapter": dict(metavar="NAME", help="Run with this adapter; lucid-deploy adapters list shows the names."),
     "threads": dict(type=int, help="Threads within an operator; default: the runtime's choice."),
     "allow_extrapolation": dict(is_flag=True, help="Allow prompts longer than max_position_embeddings."),
 }

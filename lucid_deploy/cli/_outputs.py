@@ -14,7 +14,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 
-# Parameters that name what a command writes. A path that any other parameter names is taken to be read, if it exists.
+# Parameters that name what a command writes. An existing path in any other parameter counts as an input.
 OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
@@ -84,7 +84,7 @@ def _paths(given: Mapping[str, Any]) -> Iterator[Path]:
 
 def _checkpoint_of(artifact: Path) -> Path | None:
     """Return the checkpoint that an artifact was exported from, if it is here. A damaged manifest is reported later."""
-    manifest = artifact / "lucid.json"  # not by open_artifact, which loads NumPy before its threads are set up
+    manifest = artifact / "lucid.json"  # not by open_artifact: it loads NumPy, too early to limit its threads
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         source = Path(json.loads(manifest.read_text(encoding="utf-8"))["source"]) if manifest.is_file() else Path()
         return source if source.is_absolute() and source.is_dir() else None

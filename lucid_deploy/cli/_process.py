@@ -81,7 +81,7 @@ def _as_exception(number: int) -> BaseException:
 def bound_threads() -> None:
     """Before PyTorch or NumPy is loaded, limit their threads to those this process may use; what the user set stays.
 
-    By themselves they start one for each core of the machine, even if a container may use fewer.
+    By default they start a thread for each core of the machine, even if a container may use fewer.
     """
     if not _loaded() and (threads := allowed_threads()) is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -90,9 +90,9 @@ def bound_threads() -> None:
 def let_waiting_threads_sleep() -> None:
     """Let idle threads of PyTorch and NumPy sleep at once; what the user has set stays.
 
-    Idle threads spin for up to a tenth of a second after every product. In a command that alternates between PyTorch,
-    NumPy and a runtime, each thereby takes processor time from the others. Results do not depend on it. The libraries
-    read the environment variables that are set here once, when they are loaded.
+    Idle threads spin for up to a tenth of a second after every matrix multiplication. In a command that alternates
+    between PyTorch, NumPy and a runtime, each thereby takes processor time from the others. Results do not depend on
+    it. The libraries read the environment variables that are set here once, when they are loaded.
     """
     if not _loaded():
         for name, value in _SLEEP.items():

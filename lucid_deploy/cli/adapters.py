@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def command() -> None:
     """List, add and remove the LoRA adapters of an artifact.
 
-    An artifact has room for adapters if it was exported with --adapter or --max-adapters. Its weights and graphs stay
-    as they are: one file is replaced, whole or not at all. Processes that opened the artifact
-    before keep the adapters of that time.
+    An artifact has room for adapters if it was exported with --adapter or --max-adapters. Its weights and graphs do
+    not change: one file is replaced, whole or not at all. Processes that have opened the artifact keep the adapters
+    that it had then.
 
     Example: lucid-deploy adapters add ./artifact support=./lora
     """

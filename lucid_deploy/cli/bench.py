@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=NumberList("512,2048"),
     default="512,2048",
     show_default=True,
-    help="Prompt lengths and contexts; they may exceed the model's maximum.",
+    help="Tokens of prompts, and in the cache before decoding; may exceed the model's maximum.",
 )
 @click.option("--batches", type=NumberList("1,4"), default="1", show_default=True, help="Numbers of rows.")
 @click.option("--stages", default="prefill,decode", show_default=True, help="prefill, decode, or both with a comma.")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option(
-    "--prefill-chunk", type=click.IntRange(1), help="Tokens of a prefill at once; default: 1024, or the engines' limit."
+    "--prefill-chunk", type=click.IntRange(1), help="Prompt tokens in one call; default: 1024, or the engines' limit."
 )
 @json_option("results")
 def command(
@@ -81,7 +81,7 @@ def command(
     if beyond := [str(length) for length in lengths if length > longest]:
         note(
             f"Note: {', '.join(beyond)} tokens are more than the model was made for ({longest}, "
-            "max_position_embeddings): their times are measured, run takes them with --allow-extrapolation only."
+            "max_position_embeddings): they are timed here, but run needs --allow-extrapolation for such lengths."
         )
     variants = ("library", "functions") if kernels == "both" else (kernels,)
     contenders = [each for path in artifacts for each in with_kernels(Path(path).name, path, runtime, variants)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt-rtx", "tensorrt"]),
-    help="What builds; default: TensorRT-RTX where it is installed, else TensorRT.",
+    help="Which TensorRT builds; default: TensorRT-RTX if it is installed, else TensorRT.",
 )
 @click.option("--max-batch", type=int, metavar="B", help="Most rows at once; default: 4.")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of a row; default: the model's maximum.")
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 def command(artifact: str, capabilities: str | None, json_target: str | None, **given: Any) -> None:
     """Build TensorRT engines of an exported artifact.
 
-    One engine for prefill and one for decode, with --speculate also one that verifies drafts, into ARTIFACT/engines,
-    with a manifest that running checks first. With TensorRT-RTX this needs no GPU. LUCID models need the plugin
-    library; if there is none, one with the kernels for the artifact's type is built first, which takes minutes and a
-    C++ compiler.
+    Writes an engine for prefill and one for decode, with --speculate also one that verifies drafts, to
+    ARTIFACT/engines, with a manifest that is checked before they run. With TensorRT-RTX this needs no GPU. LUCID models
+    need the plugin library; if there is none, one with the kernels for the artifact's type is built first, which takes
+    minutes and a C++ compiler.
 
     Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
     """

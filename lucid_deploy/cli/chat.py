@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.command("chat", cls=Command)
 @artifact_argument
 @click.option("--system", metavar="TEXT", help="The system message, for models with a chat template.")
-@click.option("--completion", is_flag=True, help="Continue one text, though the model has a chat template.")
+@click.option("--completion", is_flag=True, help="Continue one text, even if the model has a chat template.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation")
 @answer_options(512, 512, "Run prompts N tokens at a time.")
 @speculation_options
@@ -43,10 +43,10 @@ def command(
 ) -> None:
     """Talk with a model in the terminal.
 
-    Type a line to get an answer; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. Of each turn only the
-    new tokens are run: the cache of the conversation is kept. Without a chat template, or with --completion, the model
+    Type a line to get an answer; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. The conversation's
+    cache is kept, so each turn runs only its new tokens. Without a chat template, or with --completion, the model
     continues one text, to which each line is added. Lines that come through a pipe are answered one after the other.
-    What --json-schema, --regex, --choice or --grammar asks for holds for every answer.
+    --json-schema, --regex, --choice and --grammar constrain every answer.
 
     Example: lucid-deploy chat ./artifact --temperature 0.7
     """

@@ -28,8 +28,8 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
     """Check that onnxruntime computes our operators correctly on this machine, case by case.
 
     A case has inputs, expected outputs and tolerances, for one operator or for a whole tiny model. Cases are made when
-    the command runs, with the operators' present bodies. A case in a type that onnxruntime lacks is not run. The exit
-    status is 1 if a case fails, or if none was run. --write gives the cases as files, for other runtimes.
+    the command runs, from the operators' current function bodies. A case in a type that onnxruntime lacks is not run.
+    The exit status is 1 if a case fails, or if none was run. --write writes the cases to files, for other runtimes.
 
     Example: lucid-deploy conformance --kernels functions
     """
@@ -53,7 +53,7 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
             f"{len(failed)} of {len(results)} cases failed: {', '.join(failed[:5])}{', …' if len(failed) > 5 else ''}."
         )
     if not any(result.status == PASSED for result in results):
-        raise CheckFailed(f"None of {len(results)} cases was run: onnxruntime has none of their types.")
+        raise CheckFailed(f"None of {len(results)} cases was run: onnxruntime supports none of their types.")
 
 
 def _show(results: list[Result]) -> None:

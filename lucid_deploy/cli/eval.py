@@ -69,7 +69,7 @@ def _kind(options: SimpleNamespace) -> str:
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
-    help="Prompts, for each length or task.  [default: 200; lm_eval: all]",
+    help="Prompts for each length or task.  [default: 200; lm_eval: all]",
 )
 @click.option(
     "--seed",
@@ -83,12 +83,12 @@ def _kind(options: SimpleNamespace) -> str:
     "--length",
     type=NumberList("512,4k"),
     metavar="N,N,...",
-    help="Tokens of a prompt with needles.  [default: 1/8, 1/4, 1/2, all of the context, of at most 4096]",
+    help="Tokens of a prompt with needles.  [default: 1/8, 1/4, 1/2 and all of the context, or of 4096 if less]",
 )
-@click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
+@click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact, which gets the same questions.")
 @click.option("--minimum", type=NumberRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
-    "--minimum-relative", type=NumberRange(0), help="Exit with 1 below this share of the accuracy of --against."
+    "--minimum-relative", type=NumberRange(0), help="Exit with 1 below this fraction of the accuracy of --against."
 )
 @click.option("--include-path", metavar="DIR", type=FOLDER, help="With lm_eval: a directory with more tasks.")
 @click.option(
@@ -111,10 +111,10 @@ def _kind(options: SimpleNamespace) -> str:
 def command(artifact: str, **given: Any) -> None:
     """Measure how good an artifact's answers are.
 
-    recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
-    depths in texts of known lengths and asks for them. Answers are generated greedily and count if they are exactly
-    right; accuracies come with their 95 % intervals. --ablate leaves out a part of LUCID attention; the artifact of
-    --against is run whole.
+    recall asks for entries of lists, with prompts that were held out of the bundled model's training. needles hides
+    facts at known depths in texts of known lengths and asks for them. Answers are generated greedily and count if they
+    are exactly right; accuracies come with their 95 % intervals. --ablate leaves out a part of LUCID attention; the
+    artifact of --against runs without --ablate.
 
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
@@ -164,7 +164,7 @@ def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNames
     if other is not None:
         theirs, their_tokenizer = _open(other, replace(options.runtime, ablate=None))
         if their_tokenizer.encode(text) != ids.tolist():
-            raise LucidError(f"{other.directory} reads the text as other tokens, so the two cannot be compared.")
+            raise LucidError(f"{other.directory} tokenizes the text differently, so the two cannot be compared.")
         done = iter(range(1, 1 + len(ids)))
         with progress(f"Comparing with {other.directory.name}", estimate=True) as update:
             logits = session_logits(session), session_logits(theirs)

@@ -52,7 +52,7 @@ _QUANTIZATION = (
 @choice_option(
     "--state-dtype",
     ["float32", "model"],
-    help="Type of delta layers' recurrent states between calls; model: that of --dtype, to which calls round them.",
+    help="Type of delta layers' recurrent states between calls; model: as --dtype, to which each call rounds them.",
 )
 @choice_option(
     "--diagonal",
@@ -81,7 +81,7 @@ _QUANTIZATION = (
 @choice_option(
     "--quantize-format",
     ["auto", "matmulnbits", "qdq"],
-    help="onnxruntime's operators, or DequantizeLinear for TensorRT, which auto takes for fp8 and nvfp4.",
+    help="matmulnbits: onnxruntime's operators; qdq: DequantizeLinear, for TensorRT. auto: qdq for fp8 and nvfp4.",
 )
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 16, 32, …, 256; default: 32.")
 @click.option(
@@ -108,7 +108,7 @@ _QUANTIZATION = (
 @click.option(
     "--equalize/--no-equalize",
     default=None,
-    help="Scale columns of weights alike before rounding, which makes int4's error much smaller.",
+    help="Scale columns of weights to similar sizes before rounding, which makes int4's error much smaller.",
 )
 @click.option(
     "--head-bits",
@@ -148,7 +148,7 @@ _QUANTIZATION = (
     "--max-adapters",
     type=click.IntRange(1, 4096),
     metavar="N",
-    help="Leave room for so many adapters, which lucid-deploy adapters adds later.",
+    help="Leave room for N adapters, to be added later with lucid-deploy adapters.",
 )
 @click.option(
     "--max-adapter-rank",
@@ -190,7 +190,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
 
 
 def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
-    """Measure what quantization costs on the text's held-out rows; note why if that fails. None: not measured."""
+    """Return quantization's loss on the calibration text's held-out rows; None if not measured: a failure is noted."""
     from lucid_deploy.parity.perplexity import held_out_cost
 
     try:
@@ -215,18 +215,18 @@ def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
         show_quantization(manifest.quantization, manifest.dtype, compression(artifact))
         _show_cost(manifest.quantization.method, cost)
     if "float16" in (manifest.dtype, manifest.cache_dtype):
-        show(f"Whether all values fit into float16, which ends at 65504: lucid-deploy verify {artifact.directory}")
+        show(f"To check that all values fit into float16 (up to 65504): lucid-deploy verify {artifact.directory}")
 
 
 def _show_cost(method: Method, cost: TextCost | None) -> None:
     if cost is not None:
         kept = len(method.calibration["held_out"]) * method.calibration["row_tokens"]
         show(
-            f"On {kept} tokens of that text that nothing was learned from, its perplexity is {cost.own:.4g}, and was "
+            f"On {kept} held-out tokens of that text the perplexity is {cost.own:.4g}, before quantization it was "
             f"{cost.original:.4g}: {cost.sentence()}."
         )
     else:
-        show("What that costs in answers: verify --text FILE, with text of the kind that the model will read.")
+        show("To measure what quantization costs: verify --text FILE, with text like what the model will read.")
 
 
 def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:

@@ -1,4 +1,4 @@
-"""The command ``lucid-deploy inspect``: show what an artifact holds and needs."""
+"""The command ``lucid-deploy inspect``: show what an artifact contains and needs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _show(facts: dict[str, Any]) -> None:
     for stage, graph in facts["graphs"].items():
         _show_graph(stage, graph)
     if len(facts["forms"]) > 1:
-        show("The same graphs in every form, on the same weights; each runtime takes the one that it runs best:")
+        show("Forms of these graphs, all with the same weights; each runtime uses the form that it runs best:")
     for form in facts["forms"] if len(facts["forms"]) > 1 else []:
         show(f"- {form['name']} (opset {form['opset']}): {', '.join(form['files'].values())}")
     kernels = facts["kernels"]
@@ -96,7 +96,7 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:
-    name = Column("tensor", min_width=36, overflow="fold")  # if cut, names of two tensors may look the same
+    name = Column("tensor", min_width=36, overflow="fold")  # if cut, two tensors' names may look the same
     tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
     for kind in ("inputs", "outputs"):
         for row in _collapsed(graph[kind]):

@@ -1,4 +1,4 @@
-"""The command ``lucid-deploy package``: write an artifact in another server's or tool's layout."""
+"""The command ``lucid-deploy package``: write an artifact in the layout of another server or tool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin")
 
 @click.command("package", cls=Command)
 @artifact_argument
-@click.option("--target", type=click.Choice(["triton", "tensorrt"]), required=True, help="Whose layout to write.")
+@click.option("--target", type=click.Choice(["triton", "tensorrt"]), required=True, help="What the package is for.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, or TensorRT's folder.")
 @click.option("--name", help="triton: the models are NAME-prefill and NAME-decode; default: the artifact's directory.")
 @choice_option(
@@ -45,9 +45,9 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin")
 def command(
     context: click.Context, artifact: str, target: str, output: str, json_target: str | None, **options: Any
 ) -> None:
-    """Write what NVIDIA Triton, or trtexec and Polygraphy, take.
+    """Package an artifact for NVIDIA Triton, or for trtexec and Polygraphy.
 
-    For triton a model repository, for tensorrt a folder with graphs, plugin, profiles, scripts and golden outputs.
+    triton writes a model repository; tensorrt a folder with graphs, plugin, profiles, scripts and golden outputs.
 
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """

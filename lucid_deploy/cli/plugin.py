@@ -58,7 +58,7 @@ def build(
 ) -> None:
     """Compile a library; needs a C++ compiler, and no GPU.
 
-    What is compiled is kept, so that a second time is quick. The TensorRT plugin takes minutes the first time, the
+    Compiled kernels are kept, so building again is quick. The TensorRT plugin takes minutes the first time, the
     library for onnxruntime under a minute.
 
     Example: lucid-deploy plugin build --target tensorrt --arch 8.6,12.0

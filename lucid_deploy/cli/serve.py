@@ -49,7 +49,7 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @runtime_options(*RUNTIME_FIELDS)
 @_count("--rows", high=1024, default=8, help="Generations that run together.")
 @_count("--max-queue", low=0, high=100_000, default=64, help="Further generations that may wait.")
-@_count("--prefill-budget", default=32, help="Prompt tokens between two tokens of others, or 6 per row if more.")
+@_count("--prefill-budget", default=32, help="Prompt tokens of a step in which others decode, or 6 per row if more.")
 @_count(
     "--prefix-cache-tokens", "prefix_tokens", low=0, help="Tokens kept for reuse; default: 65536 or what 1 GiB holds."
 )
@@ -65,11 +65,11 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @_amount("--grace", 30.0, "Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare files' sha256 before loading.")
 @click.option("--served-model-name", "model", metavar="NAME", help="Name in requests; default: the directory's.")
-@click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
-@click.option("--metrics-key-file", type=click.Path(), help="Keys that alone may read /metrics.")
+@click.option("--api-key-file", type=click.Path(), help="File of accepted API keys, one a line; # begins a comment.")
+@click.option("--metrics-key-file", type=click.Path(), help="File of keys for /metrics, which then accepts no others.")
 @click.option("--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among API keys.")
 @click.option("--ui/--no-ui", "pages", default=True, show_default=True, help="Pages for browsers: / to try it, /docs.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Without API keys: another name of this server.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Without API keys: also answer under this name.")
 @choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
 @_count("--replicas", help="With ray: engines; 1 if not given.")
 @_count("--min-replicas", low=0, help="With ray: scale between this many engines …")
@@ -154,8 +154,8 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
         )
     if hosts and api.hosts is None:
         raise LucidError(
-            "--allow-host is for a server without API keys that listens on this machine alone; any other one answers "
-            "under every name. Leave it out."
+            "--allow-host is for a server without API keys that listens on this machine alone; any other server "
+            "accepts every host name. Leave it out."
         )
     return engine, api
 
@@ -212,7 +212,7 @@ def ray_application(args: dict[str, str]) -> Any:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise LucidError(f"options: {reason}") from error
     options = context.params
-    refuse_given(context, _NOT_IN_A_CONFIGURATION, "has no meaning here; Ray's configuration says it")
+    refuse_given(context, _NOT_IN_A_CONFIGURATION, "cannot be set here; Ray's configuration sets it")
     _check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options.pop("speculate"), options.pop("draft"))

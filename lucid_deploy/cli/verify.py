@@ -21,7 +21,7 @@ TOKEN_CHARACTERS = 32  # characters of a text file that are encoded for each wan
 
 @click.command("verify", cls=Command)
 @artifact_argument
-@click.option("--checkpoint", help="What it was exported from, a directory or demo; default: what its manifest names.")
+@click.option("--checkpoint", help="The artifact's source, a directory or demo; default: what its manifest names.")
 @runtime_options(
     "runtime",
     "device",
@@ -52,7 +52,7 @@ TOKEN_CHARACTERS = 32  # characters of a text file that are encoded for each wan
 @click.option(
     "--golden",
     metavar="FILE",
-    help="Compare with what the model's own code gave too: a file that examples/dump_golden.py writes.",
+    help="Compare with results of the model's own code too: a file that examples/dump_golden.py writes.",
 )
 @click.option(
     "--adapter",
@@ -80,9 +80,9 @@ def command(
     error is 4 times what PyTorch itself loses in the artifact's precision, in every form of the graphs; with --quick in
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
     weights, and these with the checkpoint's; what quantization costs is measured with --text. That model is this
-    toolkit's own: --golden adds numbers that others computed. Exit status 1 if anything fails, 3 if nothing does but
-    too little is proven. If a comparison with that model fails or too little is proven, and with --explain or --report,
-    every layer is also run on the reference's inputs, to find where the error starts.
+    toolkit's own: --golden also compares with results of other code. Exit status 1 if anything fails, 3 if nothing does
+    but too little is proven. If a comparison with that model fails or too little is proven, and with --explain or
+    --report, every layer is also run on the reference's inputs, to find where the error starts.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """

@@ -1,4 +1,4 @@
-"""The task of the bundled checkpoint: find one entry of a list again.
+"""The task of the bundled checkpoint: recall one entry of a list.
 
 A prompt is a list of who has what, and one unfinished sentence; the answer finishes it with two words, and ends::
 
@@ -43,7 +43,7 @@ THINGS = _words(
 VERB, COMMA, STOP = "has", ",", "."
 
 MIN_PAIRS, MAX_PAIRS = 2, 28  # entries in a list; 28 make a prompt of 143 tokens with <bos>
-_HELD_OUT_SHARE = 8  # one in so many entries is held out
+_HELD_OUT_SHARE = 8  # one of this many entries is held out
 _SALT = "held out"
 
 Indices = NDArray[np.int64]
@@ -60,7 +60,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RecallLists:
-    """A batch of prompts, before they are words: what each animal has, and which animals are asked for."""
+    """A batch of prompts as indices of words: what each animal has, and which animals are asked for."""
 
     animals: Indices  # into ANIMALS, (batch, pairs); distinct within a row
     adjectives: Indices  # into ADJECTIVES, (batch, pairs)

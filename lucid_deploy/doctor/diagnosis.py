@@ -127,7 +127,7 @@ def _cpu_kernels() -> str:
     try:
         import_onnxruntime()
     except ImportError:
-        return f"{found}; not tried, without onnxruntime"
+        return f"{found}; not tried: onnxruntime is not installed"
     return f"{found}; {_computes('library', 'Build the library again')}"
 
 
@@ -185,11 +185,11 @@ def _onnxruntime_gpu() -> str:
             found[name] = importlib.metadata.version(name)
     if len(found) == 2:
         raise LucidError(
-            "onnxruntime and onnxruntime-gpu are both installed, into one folder, and the files are a mixture of both. "
+            "onnxruntime and onnxruntime-gpu are both installed, into one folder, so its files are a mixture of both. "
             f"Keep one of them: {SWITCH}"
         )
     if "onnxruntime-gpu" not in found:
-        raise LucidError(f"not installed; it takes the place of onnxruntime, of which it has everything: {SWITCH}")
+        raise LucidError(f"not installed; it replaces onnxruntime, and includes all of it: {SWITCH}")
     return "providers: " + ", ".join(ort.get_available_providers())
 
 

@@ -31,7 +31,7 @@ _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # values: schemas by name
 _DATA = ("const", "enum", "default", "examples")  # their values are data, not schemas
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
-_WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every spelling of a text in tokens is allowed
+_WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every tokenization of a text is allowed
 
 # The fields that say what an answer must be, as vLLM names them, in requests and in files of prompts.
 GuidedJson = Annotated[
@@ -39,7 +39,7 @@ GuidedJson = Annotated[
     Meta(description="A JSON schema, or its text, that the answer follows."),
 ]
 GuidedRegex = Annotated[str | None, Meta(description="A regular expression that the whole answer matches.")]
-GuidedChoice = Annotated[list[str] | None, Meta(description="Texts of which the answer is one.")]
+GuidedChoice = Annotated[list[str] | None, Meta(description="A list of texts; the answer is one of them.")]
 GuidedGrammar = Annotated[str | None, Meta(description="A grammar of the answer, in Lark's syntax or GBNF.")]
 
 
@@ -103,7 +103,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
 def from_grammar(text: str) -> Constraint:
     """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF."""
     _check_size(len(text))
-    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # compile time grows with its square
+    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # compile time grows with the square of this
         raise LucidError(f"The grammar has {count} alternatives and lines; at most {MOST_CHOICES} are compiled.")
     library()
     from llguidance.gbnf_to_lark import any_to_lark
@@ -136,7 +136,7 @@ NAMES = tuple(_MAKE)
 
 
 def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the constraint that a request's fields ask for, None if none does; raise a FieldError for wrong ones."""
+    """Return the constraint that a request's fields ask for, or None; raise a FieldError if a field is wrong."""
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
@@ -165,7 +165,7 @@ def library() -> Any:
     try:
         import llguidance
     except ImportError as error:
-        raise missing_extra("llguidance", "guided", "hold answers to a schema, an expression or a grammar") from error
+        raise missing_extra("llguidance", "guided", "constrain answers by a schema, a regex or a grammar") from error
     return llguidance
 
 
@@ -197,7 +197,7 @@ def _check_keywords(schema: Any) -> None:
         required, least = item.get("required"), item.get("minProperties")
         named = len(set(map(str, required))) if isinstance(required, list) else 0
         if isinstance(least, int | float) and least > max(1, named):
-            raise LucidError(_cannot("minProperties", " beyond the required ones"))
+            raise LucidError(_cannot("minProperties", " beyond the number of required names"))
         if found := [name for name in _OLDER if name in item]:
             raise LucidError(_cannot(found[0]))
 

@@ -1,7 +1,7 @@
 """Drafts: tokens that may come next, guessed cheaply, for one step of the model to verify all at once.
 
-A drafter proposes one sequence and no distribution. A draft is accepted if the token chosen from the model's own logits
-is the same. So up to rounding the answer is that of plain decoding, sampled or not; a wrong guess costs time.
+A drafter proposes one sequence, without probabilities. A draft is accepted if the token that is chosen from the model's
+own logits is the same. So, up to rounding, the answer equals that of plain decoding; a wrong guess only costs time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lucid_deploy.runtimes.session import MOST, Array, Session
 
 MODES = ("off", "lookup", "draft")
 
-MOST_DRAFTS = MOST - 1  # one token of a step is the one that was chosen last
+MOST_DRAFTS = MOST - 1  # a step also runs the token that was chosen last
 LONGEST = 4  # tokens of the longest n-gram that is looked up
 _FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # tokens drafted at first, by the length of the n-gram that was found
 _MOST_PAUSE = 63  # most successive steps without drafts
@@ -67,8 +67,8 @@ MakeDrafter: TypeAlias = Callable[[], Drafter]
 class DraftLength:
     """The number of tokens to draft, adapted to how many are accepted; 0 for a while after failures.
 
-    A fully accepted proposal doubles the length; a partly accepted one sets it to one more than was accepted. One
-    without an accepted token halves it, and drafting pauses: for 1, 3, 7, … 63 steps after successive failures, so that
+    A fully accepted proposal doubles the length; a partly accepted one sets it to one more than was accepted. A wholly
+    rejected one halves it, and drafting pauses: for 1, 3, 7, … 63 steps after successive failures, so that
     a text that cannot be guessed costs little more than plain decoding.
     """
 
@@ -113,8 +113,8 @@ class LookupDrafter(Drafter):
         self._count = end
 
     def propose(self, most: int) -> list[int]:
-        # One pass finds the places of the last token. An index of n-grams took 7 ms to fill with 8192 tokens, and 100
-        # times their memory.
+        # One pass finds all earlier occurrences of the last token. An index of n-grams took 7 ms to fill with 8192
+        # tokens, and 100 times their memory.
         text, found = self._text, 0
         places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # positions after the earlier occurrences
         while len(longer) and found < LONGEST:
@@ -218,8 +218,8 @@ def check_draft(artifact: Artifact, draft: Artifact) -> None:
     """Raise a LucidError unless both have the same token ids and ``draft`` can drop rejected drafts from its cache."""
     if _tokens(artifact) != _tokens(draft):
         raise LucidError(
-            f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
-            "other words. Choose a draft model of the same family, or --speculate lookup, which needs none."
+            f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so its token ids stand for "
+            "other texts. Choose a draft model of the same family, or --speculate lookup, which needs none."
         )
     if _tokens(artifact) is None and artifact.config.vocab_size != draft.config.vocab_size:
         raise LucidError(
@@ -263,7 +263,7 @@ def open_drafters(
 
 
 def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
-    """Return the draft model's artifact, None if ``mode`` needs none; LucidError for unfit arguments."""
+    """Return the draft model's artifact, or None if ``mode`` needs none; raise a LucidError for invalid arguments."""
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):

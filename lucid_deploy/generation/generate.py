@@ -40,7 +40,7 @@ class Generation:
     Attributes:
         prefill_chunk: Most tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer; that token is not yielded.
-        finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
+        finish_reason: Set at the end: ``eos`` (also when the guide allows nothing more), ``length`` (max_new_tokens) or
             ``context`` (no room left).
         progress: Called after each chunk of the prompt with (tokens done, tokens to run); neither counts cached tokens.
         guide: Says which tokens may come next, for an answer with a constraint; None: all may.
@@ -89,9 +89,9 @@ class Generation:
 
 
 def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
-    """Yield a row's new tokens; the first is chosen from ``logits``, ``(1, vocab)``, which its prompt gave.
+    """Yield a row's new tokens; the first is chosen from ``logits``, ``(1, vocab)``, those of the prompt's last token.
 
-    The cache holds the prompt at first, and the tokens of ``row.ids`` when the answer ends, fails or is abandoned.
+    At first, the cache holds the prompt; when the answer ends, fails or is abandoned, it holds ``row.ids``.
     """
     chooser, limit, drafts = Chooser(session, counts), session.context_limit, list[int]()
     while True:
@@ -116,8 +116,8 @@ def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, co
 class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
-    The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
-    has dropped rows), a prompt that begins with the whole previous prompt reuses the cache of that prompt, others none.
+    The cache is cut back to where a new prompt differs from the text so far. A state or a window that has dropped rows
+    cannot be cut: then a prompt that begins with the whole previous prompt reuses that prompt's cache, others none.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.
@@ -125,7 +125,7 @@ class Conversation:
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
         drafts: Counts of drafted and accepted tokens of the last answer; None without drafters.
 
-    The arguments are those of :class:`Generation`; the answer after i others uses the seed + i, and ``guides`` and
+    The arguments are those of :class:`Generation`; answer i, counted from 0, uses ``seed + i``. ``guides`` and
     ``drafters`` make a guide and a drafter for each answer.
     """
 
@@ -150,7 +150,7 @@ class Conversation:
         self._cache: Cache[Any] | None = None
         self._ids: list[int] = []  # tokens in the cache
         self._keeps_prompts = any(tensor.sort != "rows" for layer in session.layout for tensor in layer)
-        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, for layers that cannot be cut back
+        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last prompt, for layers that cannot be cut back
 
     def reset(self) -> None:
         """Drop the cache, and begin again with the first seed."""
@@ -197,7 +197,7 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache of the computed beginning of a prompt, never with the prompt's last token, which must run."""
+        """Return a cache with as much of a prompt as has been computed, without its last token, which must run."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:

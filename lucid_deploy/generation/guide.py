@@ -57,7 +57,7 @@ class Guide:
     ) -> None:
         self._matcher, self._vocabulary, self._may_end, self._renew = matcher, vocabulary, may_end, renew
         self._pool, self._slow_pool = pool, slow_pool
-        self._consumed: list[int] = []  # as the matcher numbers tokens
+        self._consumed: list[int] = []  # token ids, in the matcher's numbering
         self._seconds = 0.0  # processor time that all masks so far took
         self.mask: Future[tuple[Array, bool]] = pool.submit(self._next_mask, None)
 
@@ -108,16 +108,16 @@ class Guide:
     def _consume(self, token: int) -> tuple[Array, bool]:
         self._consumed.append(token)
         if not self._matcher.consume_token(token):
-            return self._with_own_lexer(f"The constraint was left: {_reason(self._matcher)}.")
+            return self._with_own_lexer(f"The answer broke its constraint: {_reason(self._matcher)}.")
         return self._compute()
 
     def _with_own_lexer(self, error: str) -> tuple[Array, bool]:
-        """Compute the mask with a new lexer, as answers may have used up the shared one; fail if it is new already."""
+        """Compute the mask with a new lexer, as answers may have used up the shared one; fail if this was done."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
         if not all(map(self._matcher.consume_token, self._consumed)):
-            raise NoTokenLeft(f"The constraint was left: {_reason(self._matcher)}.")
+            raise NoTokenLeft(f"The answer broke its constraint: {_reason(self._matcher)}.")
         return self._compute()
 
     def _compute(self) -> tuple[Array, bool]:
@@ -141,7 +141,7 @@ class Guide:
 class _Vocabulary:
     """The model's tokens in the form that llguidance's TokenizerWrapper reads.
 
-    Tokens whose bytes differ at the beginning of a text have a second id for that place, after the model's own ids.
+    Tokens whose bytes differ at the beginning of a text have a second id for this case, after the model's own ids.
     """
 
     def __init__(self, tokenizer: TextTokenizer, size: int, ends: list[int]) -> None:
@@ -160,7 +160,7 @@ class _Vocabulary:
             self.tokens[token] = b"</end>"
         special = [token for token in range(size) if tokenizer.is_special(token)]
         for token in {*special} - {*ends}:
-            self.tokens[token] = f"<{token}>".encode()  # llguidance takes special tokens of equal bytes for one another
+            self.tokens[token] = f"<{token}>".encode()  # llguidance confuses special tokens with equal bytes
         self.special_token_ids = sorted({*special, *self.ends_known})
 
     def __call__(self, text: str) -> list[int]:
@@ -195,7 +195,7 @@ class GuideFactory:
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._slow_pool = ThreadPoolExecutor(1, "lucid-guide-slow", _lower_priority)
         self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # so that no mask waits for a compilation
-        self._lock = threading.Lock()  # protects the next three
+        self._lock = threading.Lock()  # protects the three attributes below
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()  # the most recently used comes last
@@ -228,7 +228,7 @@ class GuideFactory:
         return self._vocabulary
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
-        """Return a copy of the compiled constraint; copies share a lexer, whose states are most of the work."""
+        """Return a copy of the compiled constraint; copies share a lexer, the slowest part to compute."""
         matcher = self._compiled.pop(constraint, None) or self._compile(constraint)
         self._compiled[constraint] = matcher
         if len(self._compiled) > self._kept:
@@ -318,7 +318,7 @@ def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], la
 
 
 def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
-    """Check the bytes against what the tokenizer decodes of random tokens; raise a LucidError if they differ."""
+    """Compare the bytes with the texts that the tokenizer decodes random tokens to; LucidError if they differ."""
     rng = np.random.default_rng(0)
     whole = [token for token, data in enumerate(found.later) if data and _is_text(data)]
     if not whole:
@@ -327,8 +327,8 @@ def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
     for ids, text in zip(trials, tokenizer.decode_many(trials), strict=True):
         if b"".join([found.first[ids[0]], *(found.later[token] for token in ids[1:])]).decode() != text:
             raise LucidError(
-                "Answers of this model cannot be held to a form: the decoder in its tokenizer.json changes text by "
-                "what follows it, so that tokens have no text of their own."
+                "Answers of this model cannot be constrained: the decoder in its tokenizer.json changes a token's text "
+                "depending on the tokens after it."
             )
 
 

@@ -9,8 +9,8 @@ read the rows of a text as one contiguous array: reading pages in place would ta
 costs little beside running: 16 to 30 ms for 1,000 tokens of SmolLM2-135M (46 MB), which run for 1.6 s on the same core.
 
 Rings and states change with every token, and no graph returns them as they were earlier. They can be copied only where
-a run of the graph ends, such as after a chunk of a prompt. A block that ends there has them in ``state``. With rings or
-states a text continues after such a block only, so most tokens of an answer run again in the next turn.
+a run of the graph ends, such as after a chunk of a prompt. A block that ends there has them as ``state``. With rings or
+states, a text continues after such a block only, so most tokens of an answer run again in the next turn.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PrefixStore:
         self._session, self._grain = session, grain
         self._tensors: list[CacheTensor] = [tensor for layer in session.layout for tensor in layer]
         self._state_cost = -(-_state_bytes(session.layout) // (token_bytes(session.layout) * BLOCK or 1))  # in blocks
-        # The most recently used block comes last, and a block always after those that follow it in a text.
+        # The most recently used block comes last, and a block always comes after those that follow it in a text.
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self._used = 0  # in blocks, states included
 
@@ -111,9 +111,9 @@ class PrefixStore:
     def find(
         self, ids: Sequence[int], most: int | None = None, owner: str = "", adapter: int = 0
     ) -> tuple[Cache[Any], list[Block]]:
-        """Return a cache of the longest stored beginning of a text, at most ``most`` tokens, and the blocks it is from.
+        """Return a cache of the longest stored beginning of a text, at most ``most`` tokens, and its blocks.
 
-        The blocks stay stored until they are given to :meth:`release`. Where nothing is stored the cache is empty.
+        The blocks stay stored until they are given to :meth:`release`. If nothing is found, the cache is empty.
         """
         blocks = self._known(self._digests(ids[:most], owner, adapter))
         while self.has_states and blocks and blocks[-1].state is None:
@@ -132,7 +132,7 @@ class PrefixStore:
     def add(self, ids: Sequence[int], cache: Cache[Any], owner: str = "") -> None:
         """Store the whole blocks of a text that are not stored yet, from its cache (one row without padding).
 
-        If there is not room for all, the text's beginning is stored, or with rings and states nothing.
+        If not all fit, the text's beginning is stored; with rings or states, nothing is.
         """
         if cache.batch != 1 or not cache.mask.all() or cache.length != len(ids):
             raise LucidError(

@@ -117,7 +117,7 @@ class LogitAdjustment:
         self._bias_ids = np.array([token for token, _ in bias], dtype=np.int64)
         self._bias = np.array([value for _, value in bias], dtype=np.float64)
         self._banned = np.array([word[0] for word in bad_words if len(word) == 1], dtype=np.int64)
-        self._endings: dict[int, list[tuple[int, ...]]] = {}  # longer bad words, by their last token but one
+        self._endings: dict[int, list[tuple[int, ...]]] = {}  # longer bad words, by their second-to-last token
         for word in bad_words:
             if len(word) > 1:
                 self._endings.setdefault(word[-2], []).append(word)
@@ -213,7 +213,7 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     """Return the probabilities to draw from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
 
     A logit of −∞ has probability 0. The temperature must be above 0. A vocabulary is never sorted, which would take
-    longer than a step of a small model: only the tokens that top-p may keep are.
+    longer than a step of a small model: only the tokens that top-p may keep are sorted.
     """
     with np.errstate(over="ignore"):  # the temperature may be almost 0
         weights = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)  # 1 for the likeliest token
@@ -237,7 +237,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     found: dict[int, float] = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 20):
-            raise LucidError(f"logit_bias goes from token ids to numbers; {clipped(name)!r} is no token id.")
+            raise LucidError(f"logit_bias maps token ids to numbers; {clipped(name)!r} is no token id.")
         if int(name) in found:
             raise LucidError(f"logit_bias names token {int(name)} twice.")
         found[int(name)] = value
@@ -245,7 +245,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return each word's ids and, as vLLM does, its ids after a space if they are as many and begin differently."""
+    """Return each word's ids and, as vLLM does, its ids after a space if equally many and with another first id."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():
@@ -256,6 +256,6 @@ def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[
         spaced = tuple(tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
         found.append(first)
         known = not tokenizer.unknown_words(" " + word.lstrip())
-        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # if longer: a space, ``first``
+        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # if longer, it is a space and ``first``
             found.append(spaced)
     return tuple(found)

@@ -9,7 +9,7 @@ Speculative decoding: one step runs guessed tokens too, and their logits are use
 
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
-probability p(x), and else the token comes from p without x (arXiv 2211.17192 with q(x) = 1).
+probability p(x), otherwise the token is drawn from p without x (arXiv 2211.17192 with q(x) = 1).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16"
 # steps add up: with int8, the first tokens that differed had gaps of up to 5.3 errors.
 _REACH = {"int8": 8}
 _REACH_ELSE = 2
-# For products with rounded inputs: where another order of sums rounds an input the other way, it moves by a whole
-# rounding step, and later inputs move, too. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8.
+# For matrix products with rounded inputs: another order of sums may round an input the other way, which moves it by a
+# whole rounding step, and later inputs, too. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8.
 # Over an answer with int8, the first tokens that differed had gaps of up to 0.058, see docs/speculation.md.
 _INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
@@ -75,7 +75,7 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
     """Return how far a verifying step may move the gap of two logits, as a share of the largest absolute logit.
 
     The step sums in another order. With a rounded cache, new tokens may see each other's values before rounding, and a
-    value may be rounded the other way; so may inputs of products that are rounded to 8 bits (``rounded_inputs``).
+    value may be rounded the other way; so may inputs of matrix products in 8 bits (``rounded_inputs``).
     """
     shares = [_NEAR.get(dtype, _NEAR["bfloat16"]), _INPUTS.get(rounded_inputs or "", 0.0)]
     if cache_dtype != dtype:
@@ -86,8 +86,8 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
 def is_near_tie(adjusted: Array, logits: Array, share: float, repetition: float = 1.0) -> bool:
     """Return whether the two best tokens are so close that rounding may decide between them.
 
-    ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``; the penalty ``repetition`` may have scaled the
-    rounding error of either logit. ``share`` is what :func:`near_share` returns.
+    ``adjusted`` was computed from the model's ``logits``, both ``(vocab,)``; the penalty ``repetition`` may have scaled
+    the rounding error of either logit. ``share`` is what :func:`near_share` returns.
     """
     near = share * max(logits.max(), -logits.min()) * max(repetition, 1 / repetition)
     return int(np.count_nonzero(adjusted.max() - adjusted <= near)) > 1  # the best token itself is counted
@@ -98,12 +98,12 @@ class Row:
     """An answer that is being generated.
 
     Attributes:
-        ids: Tokens before ``next``, all of them in its cache.
+        ids: Tokens before ``next``, all of them in the row's cache.
         next: The newest token, which the next step runs; at first the prompt's last, which has run already.
         count: New tokens so far.
-        verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
+        verified: Whether a step with drafts, its own or another row's, wrote into the row's cache.
         pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
-        finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
+        finish_reason: Set at the end: ``eos`` (also when the guide allows nothing more), ``length`` (max_new_tokens) or
             ``context`` (no room left).
     """
 
@@ -189,7 +189,7 @@ class Chooser:
             return None
         row.next, row.count = token, row.count + 1
         if row.guide is not None:
-            row.guide.advance(token)  # its mask is computed while the model runs
+            row.guide.advance(token)  # the next mask is computed while the model runs
         if row.drafter is not None:
             row.drafter.add([token])
         self._counts.accepted += token == draft
@@ -223,7 +223,7 @@ def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
     except Exception as error:
         if not counts.failures:
             trace = None if isinstance(error, LucidError) else error
-            log.warning("Drafting failed, the answer goes on without: %s", error, exc_info=trace)
+            log.warning("Drafting failed; the answer goes on without drafts: %s", error, exc_info=trace)
         counts.failures += 1
         row.drafter = None
         return []

@@ -23,9 +23,9 @@ class TextStream:
     The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
     (all common ones). The work per token does not grow with the text.
 
-    Tokens go through the ``DecodeStream`` of tokenizers. If bytes never become a character, it holds tokens back for
-    ever and decodes all of them again at each step. So once ``_HELD`` are held back, this class decodes the text itself
-    from then on, together with the last pieces before. Bytes that never become a character come out as U+FFFD.
+    Tokens go through the ``DecodeStream`` of tokenizers, which holds tokens back for ever if their bytes never become a
+    character, and decodes all of them again at each step. So once ``_HELD`` are held back, this class decodes the text
+    itself from then on, together with the last pieces before. Bytes that never become a character come out as U+FFFD.
 
     Special tokens have no text unless they are in ``shown``.
     """

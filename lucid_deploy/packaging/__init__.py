@@ -1,1 +1,1 @@
-"""Write artifacts in the layouts that NVIDIA's Triton server and TensorRT's tools take."""
+"""Write artifacts in the layouts that NVIDIA's Triton server and TensorRT's tools read."""

@@ -117,8 +117,8 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
         raise LucidError("Triton's tensorrt backend runs on a GPU: pass --device gpu.")
     if options.backend == "onnxruntime" and artifact.manifest.cache == "static":
         raise LucidError(
-            f"{artifact.directory} has a static cache, which decoding writes in place; between a client and Triton its "
-            "whole buffers would travel with every token. Export without --cache."
+            f"{artifact.directory} has a static cache, which decoding writes in place; a client would have to send "
+            "Triton the whole buffers with every token. Export without --cache."
         )
     if artifact.manifest.cache_dtype == "fp8":
         raise LucidError(
@@ -145,7 +145,7 @@ def _tensorrt_engines(artifact: Artifact) -> EngineManifest:
     if manifest.weightless:
         raise LucidError(
             f"The engines of {artifact.directory} were built with --weightless and get their weights when they are "
-            "loaded, which Triton does not do. Build them without it."
+            "loaded, which Triton does not do. Build them without that option."
         )
     return manifest
 

@@ -21,7 +21,7 @@ Tensor = TypeVar("Tensor")
 
 @dataclass
 class Cache(Generic[Tensor]):
-    """What the layers keep of the tokens that a batch of rows has seen so far."""
+    """The layers' cached tensors, for the tokens that a batch of rows has seen so far."""
 
     mask: Array  # bool (B, T), False at padding
     # Per layer the tensors of its layout in stored form, such as K and Y, (B, KV, T, D); static buffers are longer.
@@ -45,7 +45,7 @@ class Cache(Generic[Tensor]):
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Operations on caches. With tensors that are no numpy arrays, override both conversions or what calls them."""
+    """Operations on caches. If cached tensors are not numpy arrays, override both conversions, or their callers."""
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout  # the tensors that these layers cache
@@ -118,7 +118,7 @@ class CacheOperations(ABC, Generic[Tensor]):
         return [tuple(map(cut, layout, layer)) for layout, layer in zip(self.layout, cache.layers, strict=True)]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]:
-        """Convert arrays in the form of :meth:`layer_arrays` to a cache's layers."""
+        """Convert arrays, as :meth:`layer_arrays` returns them, to a cache's layers."""
         return [
             tuple(map(self._from_array, layout, encode_layer(arrays, layout)))
             for layout, arrays in zip(self.layout, layers, strict=True)
@@ -126,7 +126,7 @@ class CacheOperations(ABC, Generic[Tensor]):
 
 
 def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:
-    """Return, in float32, what :meth:`CacheOperations.layer_arrays` returns of a cache before the first token."""
+    """Return, in float32, what :meth:`CacheOperations.layer_arrays` returns for an empty cache."""
     return [
         tuple(np.zeros(tensor.batch_shape(batch, 0), dtype=np.float32) for tensor in decoded_layout(layer.cache))
         for layer in layers

@@ -75,9 +75,9 @@ def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -
 def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
     """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
-    Rejected tokens become padding; columns that all rows reject are cut off if that copies rings at most. A cache with
-    much padding is packed, and after logits that are not finite (``is_sound`` False) every cache is: a masked row would
-    still count, since masking multiplies by 0, and 0 · ∞ is NaN.
+    Rejected tokens become padding; columns that all rows reject are cut off if that copies at most rings. A cache with
+    much padding is packed. If logits are not finite (``is_sound`` False), every cache is packed: attention multiplies
+    masked rows by 0, and 0 · ∞ is NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()

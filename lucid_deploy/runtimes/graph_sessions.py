@@ -19,8 +19,8 @@ from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
 ROWS = "rows."  # prefix of the names of the running rows' inputs and outputs in the graph of StaticSession.run_shared
-_GRAIN = 256  # buffers have room for a multiple of so many columns …
-_SPARE = 8  # … and are at least an eighth (1 / 8) longer than what they hold, so that moving stays cheap per token
+_GRAIN = 256  # a buffer's length in columns is a multiple of this …
+_SPARE = 8  # … and at least an eighth (1 / 8) longer than the cache it holds, so that moving stays cheap per token
 
 ArrayLayers: TypeAlias = list[tuple[Array, ...]]
 
@@ -47,10 +47,10 @@ class ArtifactSession(Session[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        return self._artifact.manifest.logits == "all" and self.limits is None  # with limits, one run may not take all
+        return self._artifact.manifest.logits == "all" and self.limits is None  # limits may forbid so long a run
 
     def _named(self, layers: list[tuple[Tensor, ...]], prefix: str = "past_key_values") -> dict[str, Tensor]:
-        """Return a cache's tensors by the names of the graphs' inputs, or of outputs with the prefix ``present``."""
+        """Return a cache's tensors by the graphs' input names; with ``prefix`` ``present``, by output names."""
         return {
             f"{prefix}.{index}.{tensor.name}": value
             for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True))
@@ -65,7 +65,7 @@ class ArtifactSession(Session[Tensor]):
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A step of N new tokens per row in memory that stays where it is; the caller writes the tokens before each run."""
+    """A step of N new tokens per row, bound to arrays; the caller writes the tokens into these before each run."""
 
     input_ids: Array  # int64 (B, N)
     positions: Array  # int64 (B, N)
@@ -73,7 +73,7 @@ class BoundStep:
     replaced: list[tuple[Array, Array]]  # input and output of each tensor that copy_back copies: rings and states
 
     def copy_back(self) -> None:
-        """Copy new rings and states to where the next step reads them; call it last, when all else is done."""
+        """Copy new rings and states to where the next step reads them; call it after everything else."""
         for buffer, output in self.replaced:
             buffer[...] = output
 
@@ -83,7 +83,7 @@ class _BoundBuffers:
     """Numpy arrays that bound steps read from and write into."""
 
     layers: ArrayLayers  # per layer the buffers of its layout; K, Y and their scales, if any, are (B, KV, M, ·)
-    mask: Array  # int64 (B, M); M columns are the room in the buffers
+    mask: Array  # int64 (B, M); M is the buffers' length in columns
     length: Array  # int64 (B,), columns of the cache before the new tokens
     adapter_ids: Array  # int64 (B,)
     steps: dict[int, BoundStep]  # by N
@@ -92,7 +92,7 @@ class _BoundBuffers:
 class StaticSession(Session[Any]):
     """Decoding with a static cache: a mixin, listed before a runtime's session class for growing caches.
 
-    Cached tensors are numpy arrays: after prefill as long as the cache, after decoding or a cut with room to spare.
+    Cached tensors are numpy arrays: after prefill as long as the cache, after decoding or truncating with spare room.
     """
 
     _bound: _BoundBuffers | None = None
@@ -121,7 +121,7 @@ class StaticSession(Session[Any]):
         """Bind arrays to a step of N = ``new`` tokens per row, which reads them and writes new rows into the buffers.
 
         The arrays must outlive the binding. New rows are written from ``length`` on, and the buffers must have room for
-        all N. A row's padding comes after its new tokens; it is never read if the next step's length leaves it out.
+        all N. A row's padding comes after its new tokens, and is never read if the next ``length`` does not count it.
 
         Args:
             layers: Per layer the buffers, ``(B, KV, M, ·)``; of a ring ``(B, KV, window, ·)``, of a state ``(B, …)``.
@@ -164,7 +164,7 @@ class StaticSession(Session[Any]):
         raise NotImplementedError
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
-        """Run prefill, which takes the past's rows without room to spare and returns larger tensors."""
+        """Run prefill, which reads cached tensors without room to spare and returns larger ones."""
         return super()._run("prefill", tokens, layers, keep)  # type: ignore[safe-super]
 
     def _to_array(self, tensor: CacheTensor, value: Array) -> Array:
@@ -250,7 +250,7 @@ class StaticSession(Session[Any]):
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
-    """Return a buffer with room for ``room`` columns, a ring's for its window; copy what ``past`` columns fill."""
+    """Copy the ``past`` columns of a cached tensor into a new buffer of ``room`` columns (a ring: of its window)."""
     buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
     held(tensor, buffer, past)[:] = held(tensor, rows, past)
     return buffer

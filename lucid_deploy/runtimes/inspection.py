@@ -118,7 +118,7 @@ def quantized_size(artifact: Artifact) -> int:
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of weights by type, such as ``float32`` or ``int4``; what both graphs read counts once."""
+    """Return the bytes of weights by type, such as ``float32`` or ``int4``; what several graphs read counts once."""
     import onnx
 
     sizes: dict[tuple[str, int], tuple[str, int]] = {}
@@ -132,7 +132,7 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
 
 
 def parameters(artifact: Artifact) -> dict[str, int]:
-    """Return how many weights the model has, and how many one token uses (active): of experts, only the chosen."""
+    """Return the numbers of parameters: total, and active, which counts only the experts that one token uses."""
     manifest = artifact.manifest
     record = manifest.quantization
     quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
@@ -155,11 +155,11 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes that a process needs to decode with onnxruntime, by what they are for.
 
-    Weights count once, as both graphs map one file. Packed copies are counted on top: one of the quantized weights if
-    the library of kernels multiplies by them; else one per graph, of all weights if the model is small, else of the
-    quantized ones; copies of float matrices beside them are not counted. A growing cache exists twice while a token is
-    computed, a static one once, and one of its layers twice while rows move into larger buffers. A cache not in the
-    model's type counts as converted to float32 layer by layer, also where kernels read it as it is stored.
+    Weights count once, as both graphs map one file; packed copies are added. If the library of kernels multiplies by
+    quantized weights, it has one packed copy of these. Otherwise each graph has one: of all weights if the model is
+    small, else of the quantized ones (float matrices' are not counted). A growing cache exists twice while a token is
+    computed, a static one once, and one of its layers twice while rows move into larger buffers. For a cache in another
+    type than the model's, one layer's conversion to float32 is counted, even where kernels read the stored type.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)

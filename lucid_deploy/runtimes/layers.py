@@ -74,13 +74,13 @@ class Layers(ABC):
             tokens: The new tokens.
             past: The cached tensors, of any float type; they are rounded as the cache stores them.
             residuals: For every layer, and last for the final norm, the residual stream to read, each ``(B, N, C)``; it
-                is rounded to the model's type. None: each layer reads what the one before it gave.
+                is rounded to the model's type. None: each layer reads its predecessor's output.
             decode: Use the decode graph, or the model's path for one token; N = 1.
         """
 
 
 class ScoringLayers(Layers):
-    """Layers that also give the logits of all tokens at once."""
+    """Layers that can also return the logits of all tokens of a prefill."""
 
     @abstractmethod
     def logits(self, input_ids: Array) -> Iterator[Array]:

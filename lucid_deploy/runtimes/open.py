@@ -26,7 +26,7 @@ def open_session(
     """Open an artifact with the graphs that the runtime prefers: growing or static cache, functions or inlined.
 
     Args:
-        artifact: An artifact's directory, or an opened artifact; of one from ``Artifact.form``, that form is used.
+        artifact: An artifact's directory, or an opened artifact; if ``Artifact.form`` returned it, its form is used.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
     """
@@ -68,7 +68,7 @@ def _check_options(runtime: Runtime, options: RuntimeOptions) -> None:
         if field not in _EVERYWHERE | runtime.options:
             owners = _listed(other.name for other in built_in_runtimes() if field in other.options)
             raise LucidError(
-                f"{flag(field)} is for {owners}; runtime {runtime.name} does not take it. Leave one of the two out."
+                f"{flag(field)} is for {owners}; runtime {runtime.name} does not take it. Omit it or change --runtime."
             )
 
 
@@ -139,7 +139,7 @@ def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
 
 
 def _title(options: RuntimeOptions) -> str:
-    """Return a name for messages: the runtime with those of its options that change what it can do."""
+    """Return the runtime's name for messages, with the options that change what it can do."""
     special = [f"{flag(key)} {value}" for key, value in options.given().items() if key not in _EVERYWHERE | {"threads"}]
     return f"Runtime {options.runtime}" + (f" with {' '.join(special)}" if special else "")
 

@@ -17,13 +17,13 @@ MOST_THREADS = 1024  # runtimes would try to start any number, and exhaust the m
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What runs a model, and how."""
+    """Which runtime runs a model, on which device and with which settings."""
 
     runtime: str = "auto"  # a runtime's name; auto is onnxruntime
-    # A kind of device, such as cpu or cuda, with :N for one of several. A runtime that does not run on a CPU takes cpu,
-    # the default, as its own first device.
+    # A kind of device, such as cpu or cuda, or one of several: cuda:1 is the second. For cpu, the default, a runtime
+    # that does not run on CPUs uses its first device.
     device: str = "cpu"
-    threads: int | None = None  # threads within an operator; None: thread_count; with PyTorch, its own setting
+    threads: int | None = None  # threads within an operator; None: see thread_count; PyTorch keeps its own setting
     allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings, if RoPE is not dynamic
     provider: str = "cpu"  # onnxruntime's execution provider
     # With onnxruntime on the CPU, what computes our operators: the library (the wheel's, or else that of `plugin build
@@ -62,5 +62,5 @@ def is_device(device: str, kinds: Sequence[str]) -> bool:
 
 
 def device_index(device: str) -> int:
-    """Return the number of a device: 1 of ``cuda:1``, 0 of one without a number."""
+    """Return the number of a device: 1 for ``cuda:1``, 0 if it has no number."""
     return int(device.partition(":")[2] or 0)

@@ -1,6 +1,6 @@
 """All runtimes by name: those of this package, of other packages, and those that a program has registered.
 
-By an entry point a package adds its runtime to every process::
+A package adds its runtime to every process by an entry point::
 
     [project.entry-points."lucid_deploy.runtimes"]
     reference = "my_package.my_module:RUNTIME"
@@ -24,7 +24,7 @@ register_runtime = _REGISTRY.register
 
 
 def runtime_names() -> tuple[str, ...]:
-    """Return all names that ``--runtime`` takes, ``auto`` first. Loads no runtime."""
+    """Return all values of ``--runtime``, ``auto`` first. Loads no runtime."""
     return (AUTO, *_REGISTRY.names())
 
 

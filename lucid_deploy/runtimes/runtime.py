@@ -32,7 +32,7 @@ class Capabilities:
     builds_engines: bool = False  # it runs engines of `lucid-deploy build`, with limits that were chosen there
     runs_graphs: bool = True  # it runs the artifact's graphs; otherwise a model of its own on the weights
     reads_layers: bool = False  # layers can be run one by one, with open_layers
-    rounds_activations: bool = False  # inputs of quantized products are rounded to int8 where the artifact says so
+    rounds_activations: bool = False  # inputs of quantized layers are rounded to int8 if the artifact says so
     packages: tuple[str, ...] = ()  # import names of what must be installed; versions are written beside results
     install: str = ""  # what pip installs to get them
 
@@ -63,7 +63,7 @@ class Runtime(ABC):
         """Open an artifact that fits the declared capabilities."""
 
     def runs_form(self, manifest: Manifest) -> bool:
-        """Whether the installed version runs this manifest's graphs; only asked of artifacts with several forms."""
+        """Whether the installed version runs this manifest's graphs; only called for artifacts with several forms."""
         return True
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:

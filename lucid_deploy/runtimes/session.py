@@ -63,7 +63,7 @@ class NewTokens:
         return int(self.mask.shape[1] - self.input_ids.shape[1])
 
     def last_logits(self, logits: Array) -> Array:
-        """Return each row's ``logits`` of its last token that is not padding; unchanged if they are of one token."""
+        """Return the logits of each row's last token that is not padding; unchanged if ``logits`` are of one token."""
         n = self.input_ids.shape[1]
         if n == 1 or logits.shape[1] != n:
             return logits
@@ -110,9 +110,9 @@ class Session(CacheOperations[Tensor]):
         capabilities: What the runtime can do with the options it was opened with.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted, if RoPE is not dynamic.
         limits: The largest sizes that can be run; None: no limits but the model's.
-        rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``, so that sums in
+        rounded_inputs: Type that inputs of quantized layers are rounded to, ``int8`` or ``fp8``, so that sums in
             another order change results by as much as that rounding; None: inputs are not rounded.
-        adapters: The adapters by name, whose slots are values of ``adapter_ids``; None: the model takes none.
+        adapters: The adapters by name; their slots are the values of ``adapter_ids``. None: the model supports none.
     """
 
     def __init__(
@@ -166,12 +166,12 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def label(self) -> str:
-        """The runtime, for people, with the provider or kernels that were chosen."""
+        """The runtime's name for messages, with the provider or kernels that were chosen."""
         return self.runtime
 
     @property
     def rounds(self) -> bool:
-        """Whether arithmetic, cache or inputs of products are rounded, so that results depend on where prompts are cut.
+        """Whether arithmetic, cache or layer inputs are rounded, so that results depend on how prompts are chunked.
 
         Arithmetic counts as rounded in half precision: another order of sums changes results by a thousandth or more.
         """
@@ -180,12 +180,12 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def cuts_matter(self) -> bool:
-        """Whether cutting a prompt elsewhere changes results by more than the last bits of float32."""
+        """Whether cutting a prompt into other chunks changes results by more than the last bits of float32."""
         return self.rounds
 
     @property
     def fallback_hint(self) -> str | None:
-        """How to run the model without our kernels, as a clause; None if there is no way, or none are used."""
+        """How to run the model without our kernels, as a clause; None if that is impossible or they are not used."""
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def prefill_chunk(self) -> int:
-        """A good ``chunk`` for :meth:`prefill`, in tokens; generation takes it where no other is chosen."""
+        """A good ``chunk`` for :meth:`prefill`, in tokens; the default in generation."""
         return _PREFILL_CHUNK if self.limits is None else self.limits.prefill_chunk
 
     def prefill(
@@ -249,7 +249,7 @@ class Session(CacheOperations[Tensor]):
     def decode(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run one new token per row, int64 ``(B, 1)``, and add it to the cache; return logits, float ``(B, 1, vocab)``.
 
-        Where ``mask``, bool ``(B, 1)``, is False, the row takes no token and its new column is padding.
+        Where ``mask``, bool ``(B, 1)``, is False, the row gets no token and its new cache column is padding.
         """
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
@@ -270,8 +270,8 @@ class Session(CacheOperations[Tensor]):
     def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run up to :data:`MOST` new tokens of each row, and return the logits of all, to verify drafts.
 
-        Later tokens do not change a token's logits, so those of rejected drafts are simply not used;
-        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops these tokens. A row's padding comes after its tokens.
+        Later tokens do not change a token's logits, so the logits of rejected drafts are simply not used;
+        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops such drafts. A row's padding comes after its tokens.
 
         Returns:
             Logits, float ``(B, N, vocab)``; those at padding mean nothing.
@@ -280,7 +280,7 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
         if (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise LucidError("The mask has padding before a token; here it may only come behind a row's tokens.")
+            raise LucidError("The mask has padding before a token; here padding may only follow a row's tokens.")
         if input_ids.shape[1] > MOST:
             raise LucidError(
                 f"Up to {MOST} tokens are decoded at once, not {input_ids.shape[1]}; use prefill for more."
@@ -289,7 +289,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes one or a few."""
+        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes a few at a time."""
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
@@ -305,7 +305,7 @@ class Session(CacheOperations[Tensor]):
         return np.concatenate([run(input_ids[:, part], cache, mask[:, part]) for part in parts], axis=1)
 
     def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
-        """Run new tokens as ``stage`` says and add them to the cache; return the logits of the last ``keep``."""
+        """Run a stage on new tokens and add them to the cache; return the logits of each row's last ``keep`` tokens."""
         tokens = self._new_tokens(input_ids, mask, cache)
         return self._add(stage, tokens, cache, keep, *self._run(stage, tokens, cache.layers, keep))
 
@@ -324,15 +324,15 @@ class Session(CacheOperations[Tensor]):
                 f"{expected} and {len(self.layers)}."
             )
         cache.mask = tokens.mask
-        cache.layers = layers if isinstance(layers, list) else list(layers)  # the same list, which may be bound
+        cache.layers = layers if isinstance(layers, list) else list(layers)  # same list: it identifies bound buffers
         return logits
 
     def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
-        """Check that the rows' adapters exist, and return their ids for the graphs; None if the model takes none."""
+        """Check that the rows' adapters exist, and return their ids for the graphs; None if the model has none."""
         slots = {BASE: 0} | {name: each.slot for name, each in (self.adapters or {}).items()}
         if not {*cache.adapter_ids.tolist()} <= {*slots.values()}:
             known = ", ".join(f"{slot} for {name}" for name, slot in slots.items())
-            raise LucidError(f"adapter_ids are {cache.adapter_ids.tolist()}; there are {known}.")
+            raise LucidError(f"adapter_ids are {cache.adapter_ids.tolist()}; the model knows {known}.")
         return None if self.adapters is None else cache.adapter_ids
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
@@ -373,7 +373,7 @@ class Session(CacheOperations[Tensor]):
         return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
-        """Raise a LucidError if so many tokens are more than the model was made for, unless it may extrapolate."""
+        """Raise a LucidError if a context of ``tokens`` is longer than the model permits, unless it may extrapolate."""
         limit = self.config.max_position_embeddings
         if tokens > limit and not self._extrapolates:
             remedy = "Shorten it, or pass --allow-extrapolation."

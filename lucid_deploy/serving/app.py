@@ -74,7 +74,7 @@ class App:
         except ApiError as error:
             await exchange.refuse(error)
         except Exception:
-            log.exception("A request failed by a fault of the server: %s", exchange.id)
+            log.exception("A request failed because of an error in the server: %s", exchange.id)
             await exchange.refuse(ApiError(500, "The server failed on this request; see its log.", "internal_error"))
         finally:
             exchange.end()
@@ -82,7 +82,7 @@ class App:
     def _endpoint(self, exchange: Exchange) -> Endpoint:
         method, path = exchange.scope["method"], exchange.scope["path"]
         if path not in self._routes:
-            raise ApiError(404, f"There is no {shown(path)}; /openapi.json lists what there is.", "not_found")
+            raise ApiError(404, f"There is no {shown(path)}; /openapi.json lists all paths.", "not_found")
         exchange.route, exchange.kind, methods = path, self._kinds.get(path), self._routes[path]
         handled_as = "GET" if method == "HEAD" else method  # uvicorn sends no body in answer to HEAD
         if handled_as not in methods:
@@ -144,7 +144,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     service = exchange.service
     assert exchange.kind is not None
     job = await service.readers.read(body, exchange.kind, exchange.key)
-    exchange.count(0)  # the body counts as freed: the job holds what was read
+    exchange.count(0)  # the body is freed: the job has all that was read from it
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
     common = replace(job.request, client=exchange.key, cache_owner=owner)
     job = replace(job, request=common)
@@ -189,9 +189,9 @@ Route = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endp
 ROUTES: list[Route] = [
     ("POST", "/v1/completions", _generate, "Continue a prompt.", "completion"),
     ("POST", "/v1/chat/completions", _generate, "Answer a chat.", "chat"),
-    ("POST", "/v1/responses", _generate, "Answer a text or a chat, by the Responses API.", "response"),
+    ("POST", "/v1/responses", _generate, "Answer a text or a chat (Responses API).", "response"),
     ("GET", "/v1/models", _models, "The model that is served, and its adapters.", None),
-    *(("GET", path, _health, "Whether requests are taken. Needs no key.", None) for path in HEALTH),
+    *(("GET", path, _health, "Whether the server accepts requests. Needs no key.", None) for path in HEALTH),
     ("GET", "/version", _version, "The version of lucid-deploy.", None),
     ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format.", None),
     ("GET", "/openapi.json", _openapi, "This document.", None),

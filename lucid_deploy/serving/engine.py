@@ -52,7 +52,7 @@ class EngineOptions:
 
 
 class _Command(NamedTuple):
-    """What the thread is to do: ``submit`` or ``cancel`` a generation, or ``stop``."""
+    """A command to the engine's thread: ``submit`` or ``cancel`` a generation, or ``stop``."""
 
     kind: str
     events: JobEvents | None = None  # of the job that the generation belongs to
@@ -75,7 +75,7 @@ class JobEvents:
     def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._commands, self._rows = commands, rows
-        self.numbers: dict[int, int] = {}  # generation → its number in the batcher; engine's thread only
+        self.numbers: dict[int, int] = {}  # generation → its number in the batcher; for the engine's thread only
         self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
@@ -118,7 +118,7 @@ class Engine:
         self._most_each = rows + max_queue // 2 if share_queue else self.capacity
         self._open_batcher, self._check = open_batcher, check
         self._checked = 0.0  # time of the last check, by time.monotonic
-        self._step_began: float | None = None  # when it began or last gave events; None between steps
+        self._step_began: float | None = None  # when the step began or last gave events; None between steps
         self._lock = threading.Lock()  # protects the state and the counts of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
         self._seconds = 1.0  # moving average: from a generation's submission to its end, the wait for a row included
@@ -216,7 +216,7 @@ class Engine:
             events.numbers[row] = number
 
     def _addressed(self, events: Sequence[Token | Finished]) -> dict[JobEvents, list[tuple[int, Any]]]:
-        """Return the events by the jobs that they belong to, and update the engine's counts."""
+        """Return the events, grouped by job, and update the engine's counts."""
         from lucid_deploy.batching import Finished
 
         jobs: dict[JobEvents, list[tuple[int, Any]]] = defaultdict(list)
@@ -262,7 +262,7 @@ class Engine:
         message = "The server is shutting down."
         if error is not None:
             ours = isinstance(error, LucidError)
-            message = f"The engine ended: {error}" if ours else "The engine ended by an error; see the server's log."
+            message = f"The engine ended: {error}" if ours else "The engine failed; see the server's log."
             if not loading:  # else the command line reports the error
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)

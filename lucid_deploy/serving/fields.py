@@ -9,10 +9,10 @@ from msgspec import Meta, Struct
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.json_fields import FieldError
 
-LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
+LOGPROBS = "message.output_text.logprobs"  # the only value that the field ``include`` may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template receives developer messages as system messages."
-# Fields that are dropped: HARMLESS ones always, those in NEUTRAL if their value is false, empty or one that it lists.
+# Fields that are dropped: HARMLESS ones always, those in NEUTRAL if their value is false, empty or listed there.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 UNSUPPORTED = ("store", "echo", "background", "stream_options.include_obfuscation", "reasoning_effort", "reasoning")
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -23,7 +23,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "truncation": ("disabled",),
 }
-_REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
+_REPETITION = "For tokens in the prompt or the answer: divides positive logits, multiplies negative ones."
 
 
 def about(text: str) -> Meta:
@@ -35,7 +35,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
 Texts = Annotated[list[StopText], Meta(max_length=16)]
 Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
 Logprobs = Annotated[int, about("Most likely tokens to report at each position."), Meta(ge=0, le=20)] | None
-_PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
+_PENALTY = "Subtracted from logits of tokens in the answer: presence once, frequency for each occurrence."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
@@ -43,7 +43,7 @@ _PAIRS = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_lengt
 Metadata = Annotated[_PAIRS, about("Accepted, without effect on the answer."), Meta(max_length=16)]
 FunctionKind = Literal["function"]
 FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
-_TOOLS, _TOOLS_LENGTH = about("What may be called."), Meta(max_length=128)
+_TOOLS, _TOOLS_LENGTH = about("The tools that may be called."), Meta(max_length=128)
 
 
 class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -84,11 +84,11 @@ class TextSchema(JsonSchema, kw_only=True, frozen=True, tag_field="type", tag="j
 
 
 class CommonFields(Fields, kw_only=True, frozen=True):
-    """What all requests for answers have in common."""
+    """The fields that all requests for answers share."""
 
-    model: Annotated[str, about("The name of the served model.")]
+    model: Annotated[str, about("The name of the served model or of an adapter.")]
     temperature: Annotated[float, about("0 is greedy; 1 if not given."), Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, about("Sample among the likeliest up to this sum."), Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, about("Total probability of the tokens to sample from."), Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, about("Sample among the K likeliest; 0 is all."), Meta(ge=0, le=2**31)] | None = None
     seed: Annotated[int, about("The same seed gives the same tokens."), Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stream: Annotated[bool, about("Send tokens as they come, by server-sent events.")] | None = None
@@ -99,14 +99,14 @@ class CommonFields(Fields, kw_only=True, frozen=True):
 
 
 class SamplingFields(CommonFields, kw_only=True, frozen=True):
-    """What completions and chats have in common."""
+    """The fields that completions and chats share."""
 
     n: Annotated[int, about("Generations of each prompt; 1 if not given.")] | None = None
-    min_p: Annotated[float, about("Least probability, as a share of the best one's."), Meta(ge=0, le=1)] | None = None
+    min_p: Annotated[float, about("Least probability relative to the likeliest."), Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.")] = None
+    logit_bias: Annotated[dict[str, float] | None, about("Token ids to numbers, -100 to 100, to add to logits.")] = None
     bad_words: Annotated[list[StopText], about("Texts that no answer contains."), Meta(max_length=1000)] | None = None
     stop: Annotated[StopText | Texts | None, about("Texts that end an answer.")] = None
     return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
@@ -120,7 +120,7 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
 class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/completions``."""
 
-    prompt: Annotated[str | list[str | int | list[int]], about("What to continue.")]
+    prompt: Annotated[str | list[str | int | list[int]], about("The text or texts to continue, or their token ids.")]
     max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
 
@@ -155,7 +155,7 @@ class ToolChoice(Fields, kw_only=True, frozen=True):
 
 
 class ResponseTool(ToolFunction, kw_only=True, frozen=True):
-    """A tool, as ``/v1/responses`` has it."""
+    """A tool in a request to ``/v1/responses``."""
 
     type: FunctionKind
 
@@ -165,7 +165,7 @@ class ResponseTool(ToolFunction, kw_only=True, frozen=True):
 
 
 class ResponseToolChoice(Fields, kw_only=True, frozen=True):
-    """The one tool that must be called, as ``/v1/responses`` has it."""
+    """The one tool that must be called, in a request to ``/v1/responses``."""
 
     type: FunctionKind
     name: str
@@ -203,12 +203,12 @@ class Message(Fields, kw_only=True, frozen=True):
     """A message of a chat."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], about(DEVELOPER)]
-    content: Annotated[str | list[TextPart] | None, about("May be left out beside tool_calls.")] = None
+    content: Annotated[str | list[TextPart] | None, about("May be left out if there are tool_calls.")] = None
     name: str | None = None
     refusal: Literal[""] | None = None
     annotations: Harmless = None
-    tool_calls: Annotated[list[ToolCall] | None, about("What an assistant's message called.")] = None
-    tool_call_id: Annotated[str | None, about("With the role tool: whose result it is.")] = None
+    tool_calls: Annotated[list[ToolCall] | None, about("The calls in an assistant's message.")] = None
+    tool_call_id: Annotated[str | None, about("With the role tool: the id of the call that has this result.")] = None
     function_call: None = None
     audio: None = None
 
@@ -217,7 +217,7 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Annotated[int, about("The older name of max_completion_tokens, which wins.")] | None = None
+    max_tokens: Annotated[int, about("Older name of max_completion_tokens, which takes precedence.")] | None = None
     max_completion_tokens: Tokens = None
     logprobs: Annotated[bool, about("Report log-probabilities.")] | None = None
     top_logprobs: Logprobs = None
@@ -260,7 +260,7 @@ InputItems = Annotated[list[InputMessage | InputCall | InputResult], Meta(min_le
 
 
 class TextSettings(Fields, kw_only=True, frozen=True):
-    """What the answer's text is like."""
+    """The format of the answer's text."""
 
     format: PlainText | AnyObject | TextSchema | None = None
 
@@ -276,7 +276,7 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     text: TextSettings | None = None
     tools: Annotated[Annotated[list[ResponseTool], _TOOLS_LENGTH] | None, _TOOLS] = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
-    parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
+    parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
 
 
 Kind = Literal["completion", "chat", "response"]
@@ -288,7 +288,7 @@ BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest]] = {
 
 
 def drop_without_effect(raw: dict[str, Any]) -> None:
-    """Drop fields without effect from a parsed body; refuse fields of :data:`NEUTRAL` whose value would have one."""
+    """Drop fields without effect from a parsed body; refuse fields of :data:`NEUTRAL` with other values."""
     for name in HARMLESS:
         raw.pop(name, None)
     for path, neutral in NEUTRAL.items():

@@ -1,4 +1,4 @@
-"""What is done around every request: check key and host, receive the body, cancel, log and count in the metrics."""
+"""The steps around every request: check key and host, receive the body, cancel, log and count in the metrics."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STATES = {  # states in which requests are refused, with the error's message and
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """What requests may ask for, and who may send them."""
+    """Options of the HTTP API: its limits, who may send requests, and how they are served."""
 
     model: str | None = None  # the served name; None: the directory's name
     max_prompt_tokens: int | None = None  # tokens of one prompt; None: what the context allows
@@ -141,9 +141,7 @@ class Exchange:
             close = {"Connection": "close"}
             raise ApiError(400, "Send one Host header, and no Transfer-Encoding but chunked.", headers=close)
         if api.hosts is not None and not host_allowed(self.headers.get("host"), api.hosts):
-            raise ApiError(
-                403, "This server answers under its machine's names only; see --allow-host.", "host_not_allowed"
-            )
+            raise ApiError(403, "The Host header has an unknown name; allow it with --allow-host.", "host_not_allowed")
         keys = api.metrics_keys if path == METRICS and api.metrics_keys else api.keys
         key = keys.identify(self.headers.get("authorization"))
         open_paths = (*HEALTH, *PAGES) if api.pages else HEALTH  # the pages contain nothing about the model
@@ -174,7 +172,7 @@ class Exchange:
         return bytes(body)
 
     def count(self, size: int) -> None:
-        """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies together exceed the bound."""
+        """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies together exceed the limit."""
         service, more = self.service, max(0, size - FREE_BYTES) - self._counted
         if more > 0 and service.body_memory + more > service.most_body_memory:
             raise unavailable("Too many large requests are being read at once. Try again later.", "too_many_bodies")
@@ -182,7 +180,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work`` once the body is read; cancel it and raise if client leaves, time is over or server ends."""
+        """Await ``work``; cancel it and raise if the client disconnects, the time limit passes or the server ends."""
         seconds, ending = self.service.api.seconds, self.service.ending
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:
@@ -209,7 +207,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
-            # After an error, a client that sent Expect may go on with the body or the next request: they look the same.
+            # After an error, a client that sent Expect may send the body or the next request; nothing tells which.
             if self.service.draining or (self.status >= 400 and "expect" in self.headers):
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)

@@ -24,13 +24,13 @@ class Job:
     """One HTTP request: what to generate, every prompt ``n`` times, and how to answer."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
-    request: Request = UNPROMPTED  # what all generations share; its seed is that of each prompt's first one
+    request: Request = UNPROMPTED  # what all generations share; each prompt's first generation has its seed
     n: int = 1  # generations of each prompt
     stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
     tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
     shown_tokens: tuple[int, ...] = ()  # special tokens whose text is part of the answer
     stream: bool = False  # whether tokens are sent as they come
-    include_usage: bool = False  # whether a stream ends with counts
+    include_usage: bool = False  # whether a stream ends with token counts
     chat: bool = False  # whether the answer is a chat's or a response's, not a completion's
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
     tools: ToolFormat | None = None  # how the answer writes calls of tools; None: it may not call any

@@ -47,8 +47,8 @@ class ClusterOptions:
     host: str  # address that the HTTP proxies listen on
     port: int  # their port
     address: str | None  # of a running cluster; None: start one on this machine, which ends with the server
-    low: int  # engines at least
-    high: int  # engines at most; Ray scales between the two by load
+    low: int  # fewest engines
+    high: int  # most engines; Ray scales between the two by load
     cpus: float  # processors that an engine reserves
     gpus: float  # GPUs that an engine reserves
     threads: int | None  # threads of an engine without --threads; None lets its runtime choose
@@ -61,7 +61,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
     own = cluster.address is None
     if own:
         if cluster.port == 0:
-            raise LucidError("--engine ray needs a port; 0 does not work there.")
+            raise LucidError("--engine ray needs a fixed port: set --port to one above 0.")
         bind(cluster.host, cluster.port).close()  # Ray would only log that the port is in use
     for directory in filter(None, (engine.directory, engine.draft)):
         check_fits(open_artifact(directory), engine.runtime, own)
@@ -128,7 +128,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         num_replicas=1 if cluster.high == 1 else 2,
         max_ongoing_requests=API_REQUESTS,
         graceful_shutdown_timeout_s=cluster.grace,
-        ray_actor_options={"num_cpus": 0},  # they are light, and engines may reserve every processor
+        ray_actor_options={"num_cpus": 0},  # API replicas need little, and engines may reserve every processor
     )
     return apis.bind(engines.bind(engine, cluster.log_level))
 
@@ -153,7 +153,7 @@ class EngineReplica:
         self._backend.engine.start(loaded.set)
         loaded.wait()
         error = self._backend.engine.error
-        if isinstance(error, LucidError):  # Ray passes on its text, which the command then prints
+        if isinstance(error, LucidError):  # Ray passes on the error's text, which the command prints
             raise error
         self.check_health()
 

@@ -25,7 +25,7 @@ OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go throu
 # Seconds that Ray Serve waits for an HTTP proxy to start, before it kills it and starts another one: its own 5 are too
 # few on a busy machine, where no proxy then ever starts. `serve.start` gives up after 60.
 PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
+LISTENING_SECONDS = 30.0  # in which the cluster must accept a connection
 POLL_SECONDS = 0.1
 _ROUNDING = 1e-6  # tolerance for products such as 3 · 0.1 processors, which is more than 0.3 in floating point
 # Ray logs one level less than we do: warnings where we log information, and errors alone with --quiet.
@@ -60,7 +60,7 @@ def connect(address: str | None, log_level: str) -> None:
         if "timed out during startup" not in str(error):  # Ray has no class for this error
             raise
         raise LucidError(
-            f"Ray did not start within the time that it gives itself: {error} Try again when this machine is less busy."
+            f"Ray exceeded its own time limit for starting: {error} Try again when this machine is less busy."
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -82,7 +82,7 @@ def check_listening(address: str) -> None:
 def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
     """Check that the connected cluster has the processors and GPUs that the engines reserve.
 
-    On our own cluster a lack raises a LucidError. Others may get more machines: a warning is logged, and Ray waits.
+    If some are missing on our own cluster, raise a LucidError. Others may get more machines: log a warning; Ray waits.
     """
     there = ray.cluster_resources()
     lacking = [

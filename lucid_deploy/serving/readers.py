@@ -20,7 +20,7 @@ from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 log = logging.getLogger("lucid_deploy.serving")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
 LARGE = 16 << 10  # bytes; a body of this size or more leaves one reader free, if there are several
-# So do bodies with these texts: a grammar to compile, many words to tokenize, or escapes that could spell the names.
+# Bodies with these texts do so, too: a grammar to compile, many words to tokenize, escapes that could spell the names.
 COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 

@@ -23,15 +23,15 @@ from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields
 from lucid_deploy.serving.tool_reader import ToolUse, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # most alternatives that are reported for one position, over all generations of a request
-DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
+DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as in OpenAI's API
 
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """The model that requests are for, the most that they may ask for, and what reading a request may cost."""
+    """The served model, the limits of requests, and the limits on the cost of reading one."""
 
     directory: str  # the artifact's
-    models: tuple[str, ...]  # the name of the base, then those of its adapters
+    models: tuple[str, ...]  # the base model's name, then those of its adapters
     context: int  # tokens of prompt and answer together
     vocabulary: int  # tokens that the model knows
     prompt_tokens: int  # tokens of one prompt
@@ -179,7 +179,7 @@ class RequestReader:
         return sampling
 
     def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
-        """Return the constraint on the answer, None if there is none; refuse a wrong one or one without first token."""
+        """Return the constraint on the answer, or None; refuse one that is wrong or that no first token fits."""
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         form, name, found = body.response_format, next(iter(given), "response_format"), None
         if given and isinstance(form, fields.AnyObject | fields.SchemaFormat):

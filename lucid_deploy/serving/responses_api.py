@@ -18,7 +18,7 @@ from lucid_deploy.serving.tool_parser import Delta
 if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
-# An answer's fields where the request gives none, or where this server supports no other value.
+# Values of an answer's fields that the request leaves out, or for which this server supports no other value.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("error", "instructions", "max_output_tokens", "previous_response_id")),
     "metadata": {},
@@ -64,7 +64,7 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{fields.LOGPROBS}"].', "top_logprobs")
     if logprobs and body.tools and choice != "none":
-        message = "include cannot be combined with tools: log-probabilities are of the text, and calls are not text."
+        message = "include cannot be combined with tools: there are log-probabilities of text, but not of calls."
         raise FieldError(message, "include")
     common = {name: getattr(body, name) for name in fields.CommonFields.__struct_fields__}
     return fields.ChatRequest(
@@ -106,7 +106,7 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
 class ResponseAnswer(Answer):
     """Builds the answer of ``/v1/responses``, or its events, from the text and the calls of a chat."""
 
-    end_of_stream = b""  # the last event says that it is the last
+    end_of_stream = b""  # the type of the last event marks the end
 
     def __init__(self, job: Job, model: str) -> None:
         super().__init__(job, model)

@@ -25,13 +25,13 @@ from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
 
 log = logging.getLogger("lucid_deploy.serving")
-SPARE_CONNECTIONS = 100  # besides two for each generation that may run or wait
+SPARE_CONNECTIONS = 100  # in addition to two for each generation that may run or wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that may wait in the kernel to be accepted
 ACCEPTED_AT_ONCE = 64  # per turn of the event loop; more could cut earlier connections before their requests are read
-ACCEPT_SECONDS = 0.05  # at the end, to accept connections that wait, before listeners close
-LINGER_SECONDS = 1.0  # at the end, for connected clients to send a request and be answered
-STEP_SECONDS = 5.0  # at the end, for the model's step that runs
+ACCEPT_SECONDS = 0.05  # at shutdown, to accept connections that wait, before listeners close
+LINGER_SECONDS = 1.0  # at shutdown, for connected clients to send a request and be answered
+STEP_SECONDS = 5.0  # at shutdown, for the model's current step to end
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,8 +60,8 @@ def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr; of a request's content only its method and path are logged."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # of libraries warnings and errors only
+    """Log to stderr; a request's method and path are logged, its body and headers are not."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # libraries log warnings and errors only
     log.setLevel(level.upper())
 
 

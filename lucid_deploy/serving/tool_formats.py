@@ -28,8 +28,8 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str  # the format's
-    template: tuple[str, ...]  # texts that a chat template of this format has, all of them
-    template_without: tuple[str, ...]  # texts that it does not have
+    template: tuple[str, ...]  # texts that a chat template of this format contains, all of them
+    template_without: tuple[str, ...]  # texts that such a template does not contain
     trigger: str  # start of ``opening + call[0]``; text must not contain it (without ``text_before``: begin with it)
     opening: str  # in front of the first call
     call: tuple[str, str, str]
@@ -63,7 +63,7 @@ def tool_grammar(
 
     Args:
         schemas: The JSON schemas of the arguments, by the tools' names; they must have been checked.
-        must_call: Whether the answer must be a call; else it may be text.
+        must_call: Whether the answer must be a call; otherwise it may also be text.
         trigger_token: The special token that spells the trigger; None if the vocabulary has none.
     """
     first = form.opening + form.call[0]
@@ -95,7 +95,7 @@ def tool_grammar(
 
 
 def _literal(text: str, form: ToolFormat, trigger_token: int | None) -> str:
-    """Return a text as the grammar spells it, with ``trigger_token``, if there is one, for each trigger in it."""
+    """Return a text as the grammar spells it, each trigger replaced by ``trigger_token`` if there is one."""
     if trigger_token is None:
         return json.dumps(text, ensure_ascii=False) if text else ""
     parts = text.split(form.trigger)

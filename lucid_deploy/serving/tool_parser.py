@@ -16,7 +16,7 @@ Delta = dict[str, Any]  # what is new in an answer, as ``delta`` in a chat strea
 
 
 class ToolCallParser:
-    """Reads one answer. A grammar holds answers to the format, so calls are never malformed, but may be cut off.
+    """Reads one answer. A grammar enforces the format, so calls are never malformed, but the last may be cut off.
 
     The first delta of a call has its id and name; later ones have pieces of its arguments, which together are JSON.
 
@@ -34,7 +34,7 @@ class ToolCallParser:
 
     @property
     def has_whole_calls(self) -> bool:
-        """Whether there are calls, and the arguments of each have come to their end."""
+        """Whether there are calls, and the arguments of each are complete."""
         return self.calls > 0 and not self._in_arguments
 
     def push(self, text: str) -> Delta:
@@ -77,7 +77,7 @@ class ToolCallParser:
             yield from self._skip(form.call[2] + form.between + form.call[0])  # waits for ever after the last call
 
     def _content(self) -> Iterator[None]:
-        """Show text up to the trigger; buffer what may become one."""
+        """Show text up to the trigger; buffer text that may become a trigger."""
         trigger, at_start = self._form.trigger, True
         while (place := self._buffer.find(trigger)) < 0 or not (self._form.text_before or (at_start and place == 0)):
             buffered = 0

@@ -1,4 +1,4 @@
-"""Tools of a request: what the template shows, and what the answer must be."""
+"""Tools of a request: how the template shows them, and the constraint on the answer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_g
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What the tools of a request mean for its prompt and its answer."""
+    """The effect of a request's tools on its prompt and its answer."""
 
     shown: list[dict[str, Any]]  # the tools as the template gets them
     form: ToolFormat  # how the answer writes calls
-    constraint: Constraint  # what the answer must be
+    constraint: Constraint  # on the answer
     trigger_token: int | None  # the special token that spells the format's trigger; None if there is none
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return what a body's tools mean; None with no tools or ``tool_choice: none``. FieldError if they are wrong."""
+    """Return the use of a body's tools; None with no tools or ``tool_choice: none``. FieldError if they are wrong."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):

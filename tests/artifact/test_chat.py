@@ -69,11 +69,11 @@ CONTINUED = [
 
 @pytest.mark.parametrize("content", ["t", "", "assistant", " the ", "turn\n", "CONTINUE_FINAL_MESSAGE_TAG ", "é 🦊"])
 @pytest.mark.parametrize("source", CONTINUED)
-def test_a_last_message_is_gone_on_with_as_in_transformers(source: str, content: str) -> None:
+def test_a_last_message_is_continued_as_in_transformers(source: str, content: str) -> None:
     messages = [{"role": "user", "content": "t"}, {"role": "assistant", "content": content}]
     expected = transformers_tokenizer(source).apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert ChatTemplate(source, {"eos_token": "</s>"}, "a test").render(messages, continue_last=True) == expected
-    assert messages[-1]["content"] == content  # is only read
+    assert messages[-1]["content"] == content  # is not changed
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_last_message_is_gone_on_with_as_in_transformers(source: str, content:
         ("{{ messages[-1].content }}", [{"type": "text", "text": "t"}], "has no text"),
     ],
 )
-def test_a_last_message_that_cannot_be_gone_on_with(source: str, content: Any, said: str) -> None:
+def test_a_last_message_that_cannot_be_continued_is_refused(source: str, content: Any, said: str) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
     with pytest.raises(LucidError, match=f"{said}.*cannot go on"):
         ChatTemplate(source, {}, "a test").render(messages, continue_last=True)
@@ -127,7 +127,7 @@ def outcome(render: Callable[[], str]) -> str:
         (None, "alone", {"default": "further", "tool_use": WITH_TOOLS, "rag": "{% broken and never rendered"}),
     ],
 )
-def test_the_template_is_the_one_that_transformers_takes(
+def test_the_template_is_the_one_that_transformers_chooses(
     given: Any, alone: str | None, folder: dict[str, str], tools: Any, tmp_path: Path
 ) -> None:
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
@@ -143,14 +143,14 @@ def test_the_template_is_the_one_that_transformers_takes(
     assert outcome(lambda: ours.chosen(tools=tools is not None).render(MESSAGES, tools)) == expected
 
 
-def test_without_a_template(tmp_path: Path) -> None:
+def test_without_a_template_none_is_loaded(tmp_path: Path) -> None:
     assert load_chat_templates(tmp_path) is None
     assert load_chat_templates(settings(tmp_path)) is None
     assert load_chat_templates(settings(tmp_path, chat_template=None)) is None
 
 
 @pytest.mark.parametrize("source", ["{% for", "{{ ", 7, {"a": 1}, {"tool_use": "{% for"}, ["x"], [{"name": "x"}]])
-def test_a_template_that_is_none(source: Any, tmp_path: Path) -> None:
+def test_an_invalid_template_is_refused(source: Any, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=r"chat template in .*tokenizer_config\.json"):
         load_chat_templates(settings(tmp_path, chat_template=source))
 
@@ -169,13 +169,13 @@ def test_a_template_that_is_none(source: Any, tmp_path: Path) -> None:
         "{{ 'a b'.split()[7].upper() }}",
     ],
 )
-def test_a_template_that_fails_or_wants_out(source: str) -> None:
+def test_a_template_that_fails_or_leaves_the_sandbox_is_refused(source: str) -> None:
     with pytest.raises(LucidError, match="chat template refuses these messages"):
         ChatTemplate(source, {}, "a test").render(MESSAGES)
 
 
 def write(directory: Path, given: Any = None, **files: str) -> Path:
-    """Write ``chat_template`` of the configuration, and files of the folder; ``alone`` is the one beside it."""
+    """Write ``chat_template`` of the configuration, and files of templates; ``alone``: ``chat_template.jinja``."""
     config = {"tokenizer_class": "TokenizersBackend", "chat_template": given}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     for name, text in files.items():
@@ -185,11 +185,11 @@ def write(directory: Path, given: Any = None, **files: str) -> Path:
     return directory
 
 
-def test_a_name_that_transformers_takes_for_the_default_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_transformers_uses_as_the_default_is_refused(tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, alone="a", file="b")
     assert AutoTokenizer.from_pretrained(str(tmp_path)).chat_template == "b"
-    with pytest.raises(LucidError, match=r"additional_chat_templates/file\.jinja: transformers takes .*Rename it"):
+    with pytest.raises(LucidError, match=r"additional_chat_templates/file\.jinja: transformers uses .*Rename it"):
         read_chat_templates(tmp_path)
 
 

@@ -23,7 +23,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
     ("dims", "asks"),
     [([2**31, 2**31], str(2**64)), ([2**62, 2**62], str(2**126)), ([-5, 3], "another number"), ([7], "28")],
 )
-def test_a_shape_that_its_bytes_do_not_have(artifact_copy: Path, dims: list[int], asks: str) -> None:
+def test_a_shape_that_does_not_fit_the_bytes_is_refused(artifact_copy: Path, dims: list[int], asks: str) -> None:
     for stage in ("prefill", "decode"):
         path = artifact_copy / f"{stage}.onnx"
         graph = onnx.load(path, load_external_data=False)
@@ -34,7 +34,7 @@ def test_a_shape_that_its_bytes_do_not_have(artifact_copy: Path, dims: list[int]
         facts = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         manifest["files"][path.name] = facts
         (artifact_copy / "lucid.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckFailed, match=f"weight .* its shape .* asks for {asks}. Export it again."):
+    with pytest.raises(CheckFailed, match=f"weight .* its shape .* needs {asks}. Export it again."):
         open_artifact(artifact_copy)
 
 
@@ -66,7 +66,7 @@ def test_quantized_weights_have_the_bytes_of_their_shapes(
         ("opset", "1e400"),
     ],
 )
-def test_numbers_that_are_none(artifact_copy: Path, key: str, value: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(artifact_copy: Path, key: str, value: str) -> None:
     import re
 
     manifest = artifact_copy / "lucid.json"
@@ -77,7 +77,7 @@ def test_numbers_that_are_none(artifact_copy: Path, key: str, value: str) -> Non
         open_artifact(artifact_copy)
 
 
-def test_an_artifact_of_links_as_huggingface_hub_keeps_it(exported: Exported, tmp_path: Path) -> None:
+def test_an_artifact_of_links_as_in_the_hub_cache_runs(exported: Exported, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()

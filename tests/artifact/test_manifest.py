@@ -69,13 +69,13 @@ def test_whatever_a_manifest_records_is_read_again(exported: Exported, tmp_path:
         assert rewritten(tmp_path, manifest) == manifest
 
 
-def test_the_cache_is_of_the_models_type_unless_it_says_another(exported: Exported) -> None:
+def test_the_cache_has_the_models_type_unless_another_is_recorded(exported: Exported) -> None:
     _, artifact = exported()
     plain = dataclasses.replace(artifact.manifest, cache_dtype="", dtype="float16")
     assert (plain.cache_dtype, dataclasses.replace(plain, cache_dtype="int8").cache_dtype) == ("float16", "int8")
 
 
-def test_the_operators_of_its_layers(exported: Exported) -> None:
+def test_a_manifest_knows_the_operators_of_its_layers(exported: Exported) -> None:
     _, artifact = exported()
     standard = describe(parse_config({**TINY, "attention_type": "llama"}, "config.json"), "float32")
     baseline = dataclasses.replace(artifact.manifest, layers=standard)
@@ -98,12 +98,12 @@ RULES = (
     "cache tensor",
     "a scan that was not skipped",
     "quantization",
-)  # between fields: a JSON schema does not say them
+)  # errors about several fields together, which the JSON schema does not describe
 WRONG: tuple[Any, ...] = (True, "x", "", -1, 1.5, None, [], {}, {"x": 1}, [1], 2**63)
 
 
 def variations(value: Any, root: Any, put: Callable[[Any], None]) -> Iterator[Any]:
-    """Yield the whole document once for each value in it and each wrong one in its place, and without each key."""
+    """Yield the document with each value replaced by each wrong one in turn, and without each key in turn."""
     for wrong in WRONG:
         put(wrong)
         yield root
@@ -129,10 +129,10 @@ def test_the_published_schema_refuses_what_the_code_refuses(exported: Any):
     """Compared by what they accept, since the schema that msgspec generates changes from version to version."""
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     document = json.loads((exported(cache="static", cache_dtype="int8")[1].directory / "lucid.json").read_text())
-    for graph in document["graphs"].values():  # one tensor shows what all do
+    for graph in document["graphs"].values():  # one tensor stands for all
         graph["inputs"], graph["outputs"] = graph["inputs"][:1], graph["outputs"][:1]
     differences, count = [], 0
-    for key, value in list(document.items())[2:]:  # behind the format and its version
+    for key, value in list(document.items())[2:]:  # after the format and its version
         for changed in variations(value, document, functools.partial(document.__setitem__, key)):
             count += 1
             refused = refusal(changed)
@@ -169,7 +169,7 @@ def test_a_manifest_fits_the_published_schema(exported: Any):
         '"dtpe": "float32"',
     ],
 )
-def test_a_wrong_value_is_one_line_that_says_where(artifact_copy: Path, text: str):
+def test_a_wrong_value_gives_one_line_that_names_the_field(artifact_copy: Path, text: str):
     path = artifact_copy / "lucid.json"
     name = text.split('"')[1]
     data = {key: value for key, value in json.loads(path.read_text()).items() if key != name}

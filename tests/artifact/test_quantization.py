@@ -1,4 +1,4 @@
-"""The record of quantized weights: sizes of what is stored, and what a damaged one says."""
+"""The record of quantized weights: sizes of stored parts, and errors of damaged records."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_row_of_an_embedding_is_another_view_of_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
-def test_tensors_of_several_bits_in_one_record(form: str) -> None:
-    """Sizes by hand; each tensor reads back by its own bits."""
+def test_tensors_in_one_record_may_have_different_bits(form: str) -> None:
+    """Sizes were computed by hand; each tensor is unpacked with its own bits."""
     tensors = {"a": QuantizedTensor((4, 64), 32), "b": QuantizedTensor((4, 64), 32, bits=8)}
     mixed = Quantization("int4", 4, form, "int8", tensors, (), "a tool")
     assert msgspec.convert(mixed.to_dict(), Quantization) == mixed
@@ -137,6 +137,6 @@ def test_a_damaged_weight_is_refused(change: dict[str, Any], scheme: str, form: 
         msgspec.convert({**data, "tensors": {"w": {**plain, **change}}}, Quantization)
 
 
-def test_no_part_is_taken_for_another() -> None:
-    """Initializers are told apart by how their names end."""
+def test_no_suffix_of_a_part_ends_with_another() -> None:
+    """Initializers of parts are identified by the suffixes of their names."""
     assert not [(a, b) for a in PARTS for b in PARTS if a != b and a.endswith(b)]

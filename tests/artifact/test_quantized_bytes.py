@@ -92,7 +92,7 @@ def test_dequantize_linear_makes_what_dequantize_gives(scheme: str) -> None:
     assert quantization.has_positive_scales(NAME) == (scheme == "int8")
 
 
-def test_every_code() -> None:
+def test_every_code_decodes_as_in_ml_dtypes() -> None:
     codes = np.arange(256, dtype=np.uint8)
     wanted = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     assert np.array_equal(E4M3, wanted, equal_nan=True) and np.array_equal(np.signbit(E4M3), np.signbit(wanted))
@@ -113,7 +113,7 @@ S, T = np.array([2.0, 0.5, 4.0], np.float32), np.array([8.0, 0.25], np.float32)
 FOLDED = {"norm.weight.outputs": S, "w.weight.inputs": S, "w.weight.outputs": T, "w.bias.outputs": T}
 
 
-def test_a_product_stays_what_it_is() -> None:
+def test_folded_scales_cancel_except_at_the_outputs() -> None:
     """All scales are powers of two, so nothing is rounded."""
     x, norm = torch.tensor([3.0, -1.0, 0.5]), torch.tensor([1.0, 2.0, 3.0])
     weight, bias = torch.arange(6.0).reshape(2, 3), torch.tensor([1.0, -2.0])
@@ -124,7 +124,7 @@ def test_a_product_stays_what_it_is() -> None:
     assert scaled(norm.half(), "norm.weight", FOLDED).dtype == torch.float32
 
 
-def test_the_file_is_there_where_there_are_scales(tmp_path: Path) -> None:
+def test_a_file_is_written_only_if_there_are_scales(tmp_path: Path) -> None:
     write_scales(tmp_path, {})
     assert not list(tmp_path.iterdir()) and read_scales(tmp_path) == {}
     write_scales(tmp_path, FOLDED)

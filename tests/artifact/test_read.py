@@ -45,7 +45,7 @@ def test_all_files_that_differ_are_named(artifact_copy: Path) -> None:
 
 
 def test_the_identity_is_that_of_model_type_and_weights(exported: Exported, tmp_path: Path) -> None:
-    """Whatever else differs, a cache of one artifact can go on in another of the same identity."""
+    """A cache of one artifact can continue in another with the same identity, whatever else differs."""
     _, artifact = exported()
     identity = artifact.identity
 
@@ -75,10 +75,10 @@ def test_a_graph_is_read_once_and_its_weights_are_the_files(artifact_copy: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
-def test_a_file_that_cannot_be_read_on_the_way_is_named(artifact_copy: Path) -> None:
+def test_a_file_that_opens_but_cannot_be_read_is_named(artifact_copy: Path) -> None:
     artifact, broken = open_artifact(artifact_copy), artifact_copy / "weights.bin"
     broken.unlink()
-    broken.symlink_to("/proc/self/mem")  # reading its begin is an input/output error
+    broken.symlink_to("/proc/self/mem")  # reading from its start is an input/output error
     with pytest.raises(LucidError, match=rf"{broken} cannot be read: Input/output error"):
         check_hashes(artifact)
 
@@ -112,7 +112,7 @@ def test_changes_are_noticed(change: Any, name: str, artifact_copy: Path) -> Non
 
 
 @pytest.mark.parametrize("when", ["not at all", "before", "in the block", "and the block failed"])
-def test_what_is_made_of_an_artifact_that_is_replaced_is_refused(
+def test_work_on_an_artifact_that_is_replaced_meanwhile_fails(
     when: str, exported: Callable[..., Any], artifact_copy: Path, tmp_path: Path
 ) -> None:
     artifact, newer = open_artifact(artifact_copy), exported(attention_type="llama")[1].directory

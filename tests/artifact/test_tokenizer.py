@@ -1,4 +1,4 @@
-"""The tokenizer beside a model: rules that fail, and texts that go on others."""
+"""The tokenizer beside a model: rules that fail, and texts that continue others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.generation.sample_tokenizers import BLANKS, make, with_blank_first
 
 
 def test_a_rule_that_backtracks_for_ever_is_an_error(tmp_path: Path) -> None:
-    """The library panics there, with an exception that is none of Python's."""
+    """The tokenizers library panics, with an exception that is no subclass of ``Exception``."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("^(a+)+$"), "isolated")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -28,7 +28,7 @@ def test_a_rule_that_backtracks_for_ever_is_an_error(tmp_path: Path) -> None:
 
 
 class Interrupted:
-    """A tokenizer in whose encoding the user presses Ctrl-C."""
+    """A tokenizer during whose encoding the user presses Ctrl-C."""
 
     def __init__(self, path: str) -> None:
         self.whole = Tokenizer.from_file(path)
@@ -55,7 +55,7 @@ def test_words_that_a_vocabulary_lacks_are_named() -> None:
 
 
 @pytest.mark.parametrize("kind", BLANKS)
-def test_a_text_goes_on_another_one_without_a_blank_between_them(kind: str, tmp_path: Path) -> None:
+def test_a_text_continues_another_without_a_blank_between_them(kind: str, tmp_path: Path) -> None:
     tokenizer = with_blank_first(kind, tmp_path)
     differ = 0
     for text, more in (("cup", ". fox"), ("cu", "ps"), ("cup", " a"), ("cup.", "\n\na"), ("a", "  b"), ("日", "本 é")):
@@ -67,7 +67,7 @@ def test_a_text_goes_on_another_one_without_a_blank_between_them(kind: str, tmp_
     assert tokenizer.encode_behind("") == []
 
 
-def test_words_that_stand_alone_go_on_as_they_are() -> None:
-    """A vocabulary of whole words has no blanks to leave out, and knows no word behind which another could stand."""
+def test_whole_words_that_continue_a_text_are_encoded_as_usual() -> None:
+    """A vocabulary of whole words has no blanks that could be left out."""
     tokenizer = TextTokenizer(resolve("demo"))
     assert tokenizer.encode_behind(". fox has") == tokenizer.encode(". fox has", add_special_tokens=False)

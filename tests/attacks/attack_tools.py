@@ -1,4 +1,4 @@
-"""What attacks share: raw connections, and a client that notices when others make it wait."""
+"""Tools of the attack tests: raw connections, and a client that measures how long attacks make it wait."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server
 
 KEY, ATTACKER = "sk-of-the-other-client", "sk-of-the-attacker"
-PAUSE = 0.1 if "LUCID_ATTACKS_NGINX" in os.environ else 0.03  # nginx takes 50 requests a second from an address
+PAUSE = 0.1 if "LUCID_ATTACKS_NGINX" in os.environ else 0.03  # nginx accepts 50 requests a second from one address
 
 
 def bearable() -> float:
-    """Return the seconds that nobody may wait: one, or as many as a busy machine needs for the work of one.
+    """Return the longest wait, in seconds, that the tests accept: one, and more in proportion on a busy machine.
 
-    ``make attacks``, for a quiet machine, sets LUCID_ATTACKS_UNSCALED: one second then.
+    ``make attacks``, for a quiet machine, sets LUCID_ATTACKS_UNSCALED: then it is always one second.
     """
     if os.environ.get("LUCID_ATTACKS_UNSCALED"):
         return 1.0
@@ -46,17 +46,17 @@ def completion(key: str = KEY, **more: Any) -> bytes:
 
 
 def connect(server: Server, data: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
-    """Return a connection on which some bytes were sent."""
+    """Return a new connection on which ``data`` was sent."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE, source_address=(source, 0))
     connection.sendall(data)
     return connection
 
 
 def talk(server: Server, data: bytes) -> bytes:
-    """Send bytes; return what comes back until the server closes, or as far as it came when it resets."""
+    """Send bytes; return what the server sends until it closes or resets the connection."""
     out = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
-        with suppress(OSError):  # the answer may have come before
+        with suppress(OSError):  # the server may have answered and closed already
             connection.sendall(data)
         with suppress(ConnectionResetError):
             while part := connection.recv(65536):
@@ -65,14 +65,14 @@ def talk(server: Server, data: bytes) -> bytes:
 
 
 def error_of(answer: bytes) -> dict[str, Any]:
-    """Return the error of an answer that came as bytes."""
+    """Return the error in the JSON body of an HTTP answer."""
     error = json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return dict(error)
 
 
 class OtherClient:
-    """Asks for health and for first tokens again and again; use it in a ``with`` around an attack.
+    """Asks for health and for first tokens during an attack, a ``with`` block, and fails if an answer takes too long.
 
     Args:
         server: The server that is attacked.
@@ -110,7 +110,7 @@ class OtherClient:
         while not self._ended.is_set():
             began = time.monotonic()
             try:
-                with connect(self._server, request, "127.0.0.2") as connection:  # as another machine has
+                with connect(self._server, request, "127.0.0.2") as connection:  # from another address
                     answer = connection.recv(65536)
                     while what != "health" and b"data: " not in answer:
                         part = connection.recv(65536)
@@ -127,7 +127,7 @@ class OtherClient:
 
 @contextmanager
 def many(server: Server, count: int, data: bytes) -> Iterator[list[socket.socket]]:
-    """Open connections and send the same bytes on each; those that the server closes are let go."""
+    """Open connections and send the same bytes on each; connections that the server refuses are left out."""
     opened: list[socket.socket] = []
     try:
         for _ in range(count):

@@ -62,7 +62,7 @@ def attacked(artifact: Path, folders: pytest.TempPathFactory, *options: str) -> 
 
 @contextmanager
 def behind_nginx(server: Server, folder: Path) -> Iterator[None]:
-    """Put nginx in front of a server, in the place of which it gets all requests."""
+    """Put nginx in front of a server; meanwhile, ``server.url`` is the address of nginx."""
     port = 18000 + server.port % 1000
     text = CONFIGURATION.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
     text, count = re.subn(r"listen 8080", f"listen {port}", text)

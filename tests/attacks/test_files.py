@@ -1,4 +1,4 @@
-"""Files from strangers: nothing is written, deleted or copied outside of what a command was told to make."""
+"""Files from strangers: commands write, delete or copy nothing outside the paths that they were given."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with what looks like leftovers of killed commands, which earlier versions cleaned and restored.
 
-    It is TMPDIR too.
+    The folder is also TMPDIR.
     """
     folder = tmp_path / "repo"
     for name in (".x.aaaaaaaa.lucid.old", ".x.aaaaaaaa.lucid.partial", "out.old-12345678", "out.tmp-12345678"):
@@ -50,7 +50,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_planted_leftovers_stay_and_nothing_is_made_of_them(hostile: Path, make_checkpoint: MakeCheckpoint) -> None:
+def test_planted_leftovers_are_neither_deleted_nor_restored(hostile: Path, make_checkpoint: MakeCheckpoint) -> None:
     before = tree(hostile.parent)
     checkpoint = make_checkpoint()
     assert run("export", checkpoint, "-o", hostile / "out").exit_code == 0
@@ -66,7 +66,7 @@ def test_planted_leftovers_stay_and_nothing_is_made_of_them(hostile: Path, make_
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "config.json", "generation_config.json"])
-def test_a_link_out_of_the_checkpoint_is_not_copied(name: str, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_link_out_of_the_checkpoint_is_refused(name: str, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint, secret = make_checkpoint(), tmp_path / "secret"
     secret.write_text("{}")
     (checkpoint / name).unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def test_control_characters_of_a_manifest_do_not_reach_the_terminal(artifact_cop
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"input_ids", b"inp\xff\x85_ids"), (b"MatMul", b"Mat\xfful")])
-def test_a_graph_with_names_that_are_no_text_is_one_line(old: bytes, new: bytes, artifact_copy: Path) -> None:
+def test_a_graph_with_names_that_are_not_utf8_gives_one_error_line(old: bytes, new: bytes, artifact_copy: Path) -> None:
     path = artifact_copy / "decode.onnx"
     path.write_bytes(path.read_bytes().replace(old, new))
     result = run("inspect", artifact_copy)

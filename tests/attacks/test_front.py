@@ -1,4 +1,4 @@
-"""Attacks on the server's front: during each, health and another client's first token come within a second."""
+"""Attacks on the server over HTTP: during each, health and another client's first token come within a second."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIRECT = pytest.mark.skipif("LUCID_ATTACKS_NGINX" in os.environ, reason="nginx a
 MOST = 2 * (8 + 64) + 100  # connections of a server with default options
 
 
-def test_a_body_in_chunks_of_one_byte(target: Server) -> None:
+def test_a_body_in_chunks_of_one_byte_delays_nobody_else(target: Server) -> None:
     with OtherClient(target):
         for _ in range(3):
             first = head(transfer_encoding="chunked", connection="close", **JSON)
@@ -38,12 +38,12 @@ def test_a_body_in_chunks_of_one_byte(target: Server) -> None:
             assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
 
 
-def test_hundreds_of_slow_bodies(target: Server) -> None:
+def test_hundreds_of_slow_bodies_delay_nobody_else(target: Server) -> None:
     with OtherClient(target), many(target, 300, head(content_length=100_000, **JSON) + b"{") as connections:
         send_slowly(connections, b" ", 2.0)
 
 
-def test_hundreds_of_heads_that_do_not_end(open_server: Server) -> None:
+def test_hundreds_of_heads_that_do_not_end_delay_nobody_else(open_server: Server) -> None:
     with (
         OtherClient(open_server),
         many(open_server, 300, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nA: ") as connections,
@@ -51,14 +51,14 @@ def test_hundreds_of_heads_that_do_not_end(open_server: Server) -> None:
         send_slowly(connections, b"b", 1.0)
 
 
-def test_hundreds_of_silent_connections(open_server: Server) -> None:
+def test_hundreds_of_silent_connections_delay_nobody_else_and_are_closed(open_server: Server) -> None:
     before = _descriptors(open_server)
     with OtherClient(open_server), many(open_server, 600, b""):
         _wait_for_descriptors(open_server, before + MOST + 5)
     _wait_for_descriptors(open_server, before + 5)
 
 
-def test_heads_and_trailers_without_end(open_server: Server) -> None:
+def test_heads_and_trailers_without_end_are_refused(open_server: Server) -> None:
     with OtherClient(open_server):
         line = b"X: " + b"a" * 1000 + b"\r\n"
         for many_bytes in (b"X: " + b"a" * 10_000_000, line * 5000):
@@ -69,7 +69,7 @@ def test_heads_and_trailers_without_end(open_server: Server) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_of_400_megabytes(target: Server, chunked: bool) -> None:
+def test_a_body_of_400_megabytes_is_refused_and_does_not_fill_memory(target: Server, chunked: bool) -> None:
     part = b" " * (1 << 20)
     with OtherClient(target), socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
         length = {"transfer_encoding": "chunked"} if chunked else {"content_length": 400 << 20}
@@ -87,7 +87,7 @@ def test_a_body_of_400_megabytes(target: Server, chunked: bool) -> None:
     assert _memory(target) < 1500 << 20
 
 
-def test_answers_that_nobody_reads(open_server: Server) -> None:
+def test_connections_whose_answers_nobody_reads_are_closed(open_server: Server) -> None:
     before = _descriptors(open_server)
     request = head("/openapi.json", "GET", authorization=f"Bearer {KEY}")
     with OtherClient(open_server):
@@ -104,15 +104,14 @@ def test_answers_that_nobody_reads(open_server: Server) -> None:
 
 
 @DIRECT
-def test_thousands_of_pipelined_requests(open_server: Server) -> None:
+def test_thousands_of_pipelined_requests_delay_nobody_else(open_server: Server) -> None:
     with OtherClient(open_server), many(open_server, 100, b"GET /healthz HTTP/1.1\r\n\r\n" * 5000):
         time.sleep(1.0)
     few = head("/healthz", "GET") * 5 + head("/healthz", "GET", connection="close")
     assert talk(open_server, few).count(b"HTTP/1.1 200 OK") == 6
 
 
-def test_requests_that_ask_for_everything(open_server: Server) -> None:
-    """One request may not take all rows and the queue."""
+def test_one_request_cannot_take_all_rows_and_the_queue(open_server: Server) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": MODEL, "prompt": PROMPT, "n": 72, "logprobs": 20, "max_tokens": 400, "ignore_eos": True}
     with OtherClient(open_server):
@@ -127,15 +126,15 @@ def test_requests_that_ask_for_everything(open_server: Server) -> None:
         assert [len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]] == [100] * 7
 
 
-def test_expressions_that_take_long_to_compile(open_server: Server) -> None:
+def test_expressions_that_take_long_to_compile_delay_nobody_else(open_server: Server) -> None:
     form = "(owl |has |" + "|".join(f"[a-z]{{1,{i}}}x" for i in range(1, 300)) + ")*"
     with OtherClient(open_server), many(open_server, 24, completion(guided_regex=form, max_tokens=1)) as connections:
         for connection in connections:
             assert connection.recv(4096).startswith((b"HTTP/1.1 200", b"HTTP/1.1 429"))
 
 
-def test_bodies_that_are_costly_to_read(keyed_server: Server) -> None:
-    """Many of another key, and of clients that leave before they are read."""
+def test_bodies_that_are_costly_to_read_delay_nobody_else(keyed_server: Server) -> None:
+    """Many such bodies of another key, and of clients that leave before their bodies are read."""
     request = completion(ATTACKER, bad_words=["owl has red lamp"] * 1000, max_tokens=1)
     with OtherClient(keyed_server):
         with many(keyed_server, 40, request):
@@ -174,7 +173,7 @@ def test_bodies_that_are_costly_to_read(keyed_server: Server) -> None:
         head(transfer_encoding="chunked") + b"2\r\nxyz\r\n0\r\n\r\n",
     ],
 )
-def test_what_is_not_http_or_ambiguous_is_refused(open_server: Server, data: bytes) -> None:
+def test_invalid_or_ambiguous_http_is_refused(open_server: Server, data: bytes) -> None:
     """A proxy and this server may never see different requests in the same bytes."""
     answer = talk(open_server, data + head("/v1/models", "GET"))
     assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer
@@ -183,14 +182,14 @@ def test_what_is_not_http_or_ambiguous_is_refused(open_server: Server, data: byt
 
 
 @DIRECT
-def test_connections_that_are_silent_are_closed(open_server: Server) -> None:
+def test_silent_connections_are_closed(open_server: Server) -> None:
     assert talk(open_server, b"") == b""
     assert talk(open_server, b"GET /healthz HTTP/1.1\r\nHost: local") == b""
     assert talk(open_server, head("/healthz", "GET")).endswith(b'{"status":"ok"}')
 
 
 def receive_until(connection: socket.socket, end: bytes) -> bytes:
-    """Read an answer, whose head and body may come apart."""
+    """Read an answer up to ``end``; its head and body may arrive in separate pieces."""
     answer = b""
     while not answer.endswith(end):
         piece = connection.recv(4096)
@@ -201,7 +200,7 @@ def receive_until(connection: socket.socket, end: bytes) -> bytes:
 
 @DIRECT
 @pytest.mark.parametrize("wanted", ["h2c", "websocket"])
-def test_upgrades_are_ignored_in_silence(open_server: Server, wanted: str) -> None:
+def test_upgrade_requests_are_ignored_without_a_warning(open_server: Server, wanted: str) -> None:
     before = len(open_server.errors)
     with connect(open_server, head("/healthz", "GET", connection="Upgrade", upgrade=wanted)) as connection:
         assert receive_until(connection, b'{"status":"ok"}').startswith(b"HTTP/1.1 200 OK")
@@ -223,7 +222,7 @@ def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], keye
 
 
 @DIRECT
-def test_nothing_of_a_request_makes_lines_in_the_log(open_server: Server) -> None:
+def test_a_request_cannot_forge_lines_of_the_log(open_server: Server) -> None:
     before = len(open_server.errors)
     for path in ("/a%0d%0aWARNING%20forged", "/\x1b[31m", "/%1b]0;x%07", "/" + "x" * 5000):
         talk(open_server, head(path, "GET", connection="close", user_agent="y\tz"))

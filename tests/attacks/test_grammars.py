@@ -1,4 +1,4 @@
-"""A grammar that reads one text in many ways ends by an error, and slows nobody else."""
+"""A grammar that parses one text in many ways ends with an error, and slows down nobody else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guide, "MASK_SECONDS_PER_TOKEN", 0.0)
 
 
-def test_alone_it_ends_with_an_error(made: Made) -> None:
+def test_an_ambiguous_grammar_ends_with_an_error(made: Made) -> None:
     session, guides = made
     running = Generation(session, PROMPT, 400, guide=guides.open(from_grammar(HOSTILE)).result())
     started = time.thread_time()
@@ -49,7 +49,7 @@ def test_alone_it_ends_with_an_error(made: Made) -> None:
     assert time.thread_time() - started < 30
 
 
-def test_the_other_rows_go_on(made: Made) -> None:
+def test_ambiguous_grammars_do_not_stop_other_rows(made: Made) -> None:
     session, guides = made
     free = Request(PROMPT, 200, Sampling(1.5, seed=1), stop_at_eos=False)
     expected = list(Generation(session, free.prompt_ids, 200, free.sampling, stop_at_eos=False))
@@ -75,7 +75,7 @@ def test_the_other_rows_go_on(made: Made) -> None:
 
 
 def test_costly_grammars_of_one_key_do_not_keep_another_waiting(keyed_server: Server) -> None:
-    """More of them than there are rows: what waits for its mask leaves its row to the other key."""
+    """There are more such requests than rows; a request that waits for its mask leaves its row to the other key."""
     grammar = 'start: e\ne: e e | e e e | "owl " | "has "'
     request = completion(ATTACKER, guided_grammar=grammar, max_tokens=400, ignore_eos=True)
     with OtherClient(keyed_server), many(keyed_server, 12, request) as connections:
@@ -83,7 +83,7 @@ def test_costly_grammars_of_one_key_do_not_keep_another_waiting(keyed_server: Se
         text = talk(keyed_server, head("/metrics", "GET", authorization=f"Bearer {KEY}", connection="close")).decode()
         assert float(text.partition("\nlucid_active_rows ")[2].split()[0]) >= 8
         connections[0].settimeout(0.1)
-        with pytest.raises(TimeoutError):  # they are still at it
+        with pytest.raises(TimeoutError):  # the costly requests still run
             connections[0].recv(1)
 
 

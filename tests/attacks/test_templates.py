@@ -1,4 +1,4 @@
-"""Chat templates that would loop or fill memory end with one line."""
+"""Chat templates that would loop or fill memory end with an error."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lucid_deploy.errors import LucidError
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 
 
-def test_a_template_that_loops_or_fills_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ``eval --apply-chat-template`` and ``chat`` render."""
+def test_a_template_that_loops_or_fills_memory_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``eval --apply-chat-template`` and ``chat`` render with the same class."""
     monkeypatch.setattr(chat_process, "Bounds", lambda: Bounds(0.5))
     template = (
         "{% if messages[0].content == 'loop' %}" + ENDLESS + "{% elif messages[0].content == 'memory' %}"

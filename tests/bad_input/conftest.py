@@ -1,4 +1,4 @@
-"""How a refusal has to look."""
+"""Fixtures that check what a refusal looks like."""
 
 from __future__ import annotations
 

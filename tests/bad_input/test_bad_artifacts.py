@@ -28,16 +28,16 @@ def refused_run(refused: Refused) -> Refused:
     return lambda artifact, *options, **how: refused("run", artifact, "--prompt-ids", "5,6", *options, **how)
 
 
-def test_missing_directory(refused_run: Refused, tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(refused_run: Refused, tmp_path: Path) -> None:
     assert "There is no artifact at" in refused_run(tmp_path / "nothing")
 
 
-def test_a_checkpoint_given_as_artifact(refused_run: Refused, make_checkpoint: Callable[..., Path]) -> None:
+def test_a_checkpoint_as_artifact_is_refused(refused_run: Refused, make_checkpoint: Callable[..., Path]) -> None:
     assert "It looks like a checkpoint; export it first" in refused_run(make_checkpoint())
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "decode.onnx", "config.json"])
-def test_a_file_that_was_cut(refused_run: Refused, artifact_copy: Path, name: str) -> None:
+def test_a_file_that_was_cut_is_refused(refused_run: Refused, artifact_copy: Path, name: str) -> None:
     path = artifact_copy / name
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
@@ -46,7 +46,7 @@ def test_a_file_that_was_cut(refused_run: Refused, artifact_copy: Path, name: st
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_weights_that_give_no_numbers(refused_run: Refused, artifact_copy: Path, runtime: str) -> None:
+def test_weights_that_give_nan_are_refused(refused_run: Refused, artifact_copy: Path, runtime: str) -> None:
     weights = artifact_copy / "weights.bin"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     assert "not finite" in refused_run(artifact_copy, "--runtime", runtime, exit_code=1)
@@ -62,7 +62,7 @@ def test_weights_that_give_no_numbers(refused_run: Refused, artifact_copy: Path,
     ],
     ids=["empty", "cut", "list", "object", "bytes", "deep", "text", "zero", "other"],
 )
-def test_a_manifest_of_another_form(refused_run: Refused, artifact_copy: Path, content: bytes) -> None:
+def test_a_manifest_of_another_format_is_refused(refused_run: Refused, artifact_copy: Path, content: bytes) -> None:
     (artifact_copy / "lucid.json").write_bytes(content)
     assert str(artifact_copy) in refused_run(artifact_copy)
 
@@ -79,7 +79,7 @@ def test_a_manifest_of_another_form(refused_run: Refused, artifact_copy: Path, c
     ],
     ids=["no key", "no size", "graph not listed", "a negative size", "a token outside of the vocabulary", "a switch"],
 )
-def test_a_manifest_with_an_impossible_value(
+def test_a_manifest_with_an_impossible_value_is_refused(
     refused_run: Refused,
     artifact_copy: Path,
     change: Callable[[dict[str, Any]], Any],
@@ -91,7 +91,7 @@ def test_a_manifest_with_an_impossible_value(
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_weights_that_a_graph_takes_from_elsewhere(
+def test_a_graph_with_weights_in_another_file_is_refused(
     refused_run: Refused,
     artifact_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,7 +111,7 @@ def test_weights_that_a_graph_takes_from_elsewhere(
 
 
 @pytest.mark.parametrize("key", ["offset", "length"])
-def test_weights_beyond_the_end_of_the_file(refused_run: Refused, artifact_copy: Path, key: str) -> None:
+def test_weights_beyond_the_end_of_the_file_are_refused(refused_run: Refused, artifact_copy: Path, key: str) -> None:
     model = onnx.load(str(artifact_copy / "decode.onnx"), load_external_data=False)
     external = next(tensor for tensor in model.graph.initializer if tensor.external_data)
     next(entry for entry in external.external_data if entry.key == key).value = "999999999"
@@ -119,14 +119,14 @@ def test_weights_beyond_the_end_of_the_file(refused_run: Refused, artifact_copy:
     assert "beyond the end of weights.bin" in refused_run(artifact_copy, "--runtime", "torch", exit_code=1)
 
 
-def test_a_corrupted_graph(refused_run: Refused, artifact_copy: Path) -> None:
+def test_a_corrupted_graph_is_refused(refused_run: Refused, artifact_copy: Path) -> None:
     content = (artifact_copy / "prefill.onnx").read_bytes()
     replace_file(artifact_copy, "prefill.onnx", content[:500] + b"\xff" * 50 + content[550:])
     message = refused_run(artifact_copy, exit_code=1)
     assert f"{artifact_copy / 'prefill.onnx'} is not a readable ONNX file" in message
 
 
-def test_a_graph_that_the_runtime_rejects(refused_run: Refused, artifact_copy: Path) -> None:
+def test_a_graph_that_the_runtime_rejects_is_refused(refused_run: Refused, artifact_copy: Path) -> None:
     content = (artifact_copy / "decode.onnx").read_bytes()
     replace_file(artifact_copy, "decode.onnx", content.replace(b"RMSNormalization", b"XMSNormalization"))
     message = refused_run(artifact_copy, exit_code=1, process=True)

@@ -29,13 +29,13 @@ def edit_config(checkpoint: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["", "process"])
-def test_missing_directory(refused_export: Refused, tmp_path: Path, process: bool) -> None:
+def test_a_missing_directory_is_refused(refused_export: Refused, tmp_path: Path, process: bool) -> None:
     message = refused_export(tmp_path / "nothing", process=process)
     assert message == f"Error: There is no checkpoint at {tmp_path / 'nothing'}: the directory does not exist."
 
 
 @pytest.mark.parametrize("part", ["vision_config", None])
-def test_only_a_language_model_may_be_llama_in_all_but_name(
+def test_the_hint_to_use_llama_is_given_only_for_language_models(
     refused_export: Refused, make_checkpoint: MakeCheckpoint, part: str | None
 ) -> None:
     checkpoint = make_checkpoint()
@@ -44,16 +44,16 @@ def test_only_a_language_model_may_be_llama_in_all_but_name(
     assert ('set model_type to "llama"' in message) == (part is None), message
 
 
-def test_name_too_long_for_the_file_system(refused_export: Refused) -> None:
+def test_a_name_too_long_for_the_file_system_is_refused(refused_export: Refused) -> None:
     assert "File name too long" in refused_export("a" * 300)
 
 
-def test_an_artifact_given_as_checkpoint(refused_export: Refused, artifact_copy: Path, tmp_path: Path) -> None:
+def test_an_artifact_as_checkpoint_is_refused(refused_export: Refused, artifact_copy: Path, tmp_path: Path) -> None:
     artifact_copy.rename(tmp_path / "exported")
     assert "is an exported artifact; a checkpoint is needed" in refused_export(tmp_path / "exported")
 
 
-def test_what_is_no_file_in_the_place_of_a_companion(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+def test_a_companion_that_is_no_file_is_refused(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "tokenizer.json"):
         path = checkpoint / name
@@ -65,7 +65,7 @@ def test_what_is_no_file_in_the_place_of_a_companion(refused_export: Refused, ma
 
 
 @pytest.mark.usefixtures("untraced")
-def test_weights_too_large_for_the_type(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_weights_too_large_for_the_type_fail(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     path = make_checkpoint() / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"][5] = 1e6
@@ -75,7 +75,7 @@ def test_weights_too_large_for_the_type(refused: Refused, make_checkpoint: MakeC
 
 
 @pytest.mark.parametrize("content", [b"{}", b"", b"\xff", b"[1]"], ids=["object", "empty", "bytes", "list"])
-def test_a_tokenizer_that_cannot_be_read(
+def test_a_tokenizer_that_cannot_be_read_is_refused(
     refused_export: Refused, make_checkpoint: MakeCheckpoint, content: bytes
 ) -> None:
     path = make_checkpoint() / "tokenizer.json"
@@ -95,7 +95,7 @@ def test_a_tokenizer_that_cannot_be_read(
         ("", "has no unknown key"),
     ],
 )
-def test_a_key_that_cannot_be_assumed_unused(
+def test_a_key_that_cannot_be_assumed_unused_is_refused(
     refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path, key: str, said: str
 ) -> None:
     checkpoint = make_checkpoint()
@@ -115,7 +115,7 @@ def test_a_key_that_cannot_be_assumed_unused(
         ('{"eos_token_id": 97}', "eos_token_id 97 is outside the vocabulary"),
     ],
 )
-def test_a_generation_configuration_that_is_none(
+def test_an_invalid_generation_configuration_is_refused(
     refused_export: Refused, make_checkpoint: MakeCheckpoint, content: str, said: str
 ) -> None:
     path = make_checkpoint() / "generation_config.json"
@@ -141,7 +141,7 @@ SAVED: dict[str, Any] = {"model_type": "delta_net", "num_hidden_layers": 2}
     ],
     ids=str,
 )
-def test_sizes_that_do_not_divide(
+def test_sizes_that_do_not_divide_are_refused(
     model: dict[str, Any], change: dict[str, Any], said: str, refused: Refused, tmp_path: Path
 ) -> None:
     flash = Flash(model)

@@ -1,4 +1,4 @@
-"""Outputs that export must not touch, and exports that do not reach their end."""
+"""Outputs that export must not touch, and exports that fail or are interrupted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MakeCheckpoint = Callable[..., Path]
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_an_output_that_exists(refused: Refused, make_checkpoint: MakeCheckpoint, artifact_copy: Path) -> None:
+def test_an_existing_output_is_refused(refused: Refused, make_checkpoint: MakeCheckpoint, artifact_copy: Path) -> None:
     message = refused("export", make_checkpoint(), "--output", artifact_copy)
     assert f"{artifact_copy} exists already" in message
     assert "--overwrite" in message
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_overwriting_what_is_no_artifact(
+def test_overwriting_what_is_no_artifact_is_refused(
     refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str
 ) -> None:
     output = tmp_path / "photos"
@@ -41,14 +41,14 @@ def test_overwriting_what_is_no_artifact(
     assert "is not an exported artifact, so --overwrite does not replace it" in message
 
 
-def test_overwriting_the_checkpoint(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
+def test_overwriting_the_checkpoint_is_refused(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     (checkpoint / "lucid.json").write_text("{}")  # so that it could pass for an artifact
     message = refused("export", checkpoint, "--output", checkpoint, "--overwrite")
     assert f"would replace {checkpoint}" in message
 
 
-def test_overwriting_an_artifact_that_holds_the_checkpoint(
+def test_overwriting_an_artifact_that_holds_the_checkpoint_is_refused(
     refused: Refused, make_checkpoint: MakeCheckpoint, artifact_copy: Path
 ) -> None:
     checkpoint = make_checkpoint("artifact/deep/checkpoint")
@@ -56,7 +56,7 @@ def test_overwriting_an_artifact_that_holds_the_checkpoint(
     assert "would replace the checkpoint" in message
 
 
-def test_a_parent_that_is_a_file(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file_is_refused(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     parent = tmp_path / "file"
     parent.touch()
     message = refused("export", make_checkpoint(), "--output", parent / "artifact")
@@ -73,8 +73,8 @@ lucid_deploy.export.trace.derive_static = lambda *_: None
 """
 
 
-def test_a_file_that_may_not_grow(make_checkpoint: MakeCheckpoint, tmp_path: Path, preloaded: Path) -> None:
-    """A process of its own, whose files may have 60 000 bytes: the write stops in the middle of the weights."""
+def test_a_write_error_leaves_nothing_behind(make_checkpoint: MakeCheckpoint, tmp_path: Path, preloaded: Path) -> None:
+    """The export runs in a process whose files may have 60,000 bytes, so writing the weights fails halfway."""
     limited = f"""{UNTRACED}
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -90,7 +90,7 @@ main()
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# An export that waits when its weights are written, so that it is not done when the signal comes.
+# An export that waits after writing its weights, so that the signal comes before the export has finished.
 HELD = f"""{UNTRACED}
 import time
 import lucid_deploy.export.weights as weights
@@ -110,7 +110,7 @@ main()
     ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
-def test_an_interrupted_export(
+def test_an_interrupted_export_leaves_no_artifact(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, preloaded: Path, number: int, statuses: set[int], said: str
 ) -> None:
     output = tmp_path / "new" / "artifact"

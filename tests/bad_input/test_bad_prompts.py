@@ -18,13 +18,13 @@ def ids(count: int) -> str:
 
 
 @pytest.mark.parametrize("chunk", [[], ["--prefill-chunk", "100"]], ids=["at once", "in chunks"])
-def test_longer_than_the_model_was_made_for(refused: Refused, artifact_copy: Path, chunk: list[str]) -> None:
+def test_a_prompt_longer_than_the_context_is_refused(refused: Refused, artifact_copy: Path, chunk: list[str]) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", ids(513), *chunk)
     assert "513 tokens, the model was made for 512 (max_position_embeddings)" in message
     assert "--allow-extrapolation" in message
 
 
-def test_longer_than_the_model_was_made_for_if_asked_to(artifact_copy: Path) -> None:
+def test_a_prompt_longer_than_the_context_runs_if_allowed(artifact_copy: Path) -> None:
     options = ["--prompt-ids", ids(513), "-n", "3", "--ignore-eos", "--allow-extrapolation"]
     result = CliRunner().invoke(main, ["run", str(artifact_copy), *options])
     assert result.exit_code == 0
@@ -33,36 +33,36 @@ def test_longer_than_the_model_was_made_for_if_asked_to(artifact_copy: Path) -> 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 @pytest.mark.parametrize("wrong", ["97", "-1", "99999999999999999999"])
-def test_ids_outside_the_vocabulary(refused: Refused, artifact_copy: Path, wrong: str, runtime: str) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(refused: Refused, artifact_copy: Path, wrong: str, runtime: str) -> None:
     message = refused("run", artifact_copy, "--runtime", runtime, "--prompt-ids", f"5,{wrong},6")
     assert f"Token id {wrong} is outside the vocabulary (0 to 96)" in message
 
 
 @pytest.mark.parametrize("garbage", ["x", "1.5", "1 2", "1;2", "0x10", "1_0", "٣", "--1"])
-def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage: str) -> None:
+def test_ids_that_are_no_numbers_are_refused(refused: Refused, artifact_copy: Path, garbage: str) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", f"5,,6,{garbage},7")
     assert f'--prompt-ids takes whole numbers separated by commas, not "{garbage}".' in message
 
 
 @pytest.mark.parametrize("empty", ["", ",", " , "])
-def test_no_ids(refused: Refused, artifact_copy: Path, empty: str) -> None:
+def test_an_empty_list_of_ids_is_refused(refused: Refused, artifact_copy: Path, empty: str) -> None:
     assert "The prompt is empty" in refused("run", artifact_copy, "--prompt-ids", empty)
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t"], ids=["empty", "whitespace"])
-def test_no_text(refused: Refused, with_tokenizer: Path, empty: str) -> None:
+def test_an_empty_text_is_refused(refused: Refused, with_tokenizer: Path, empty: str) -> None:
     assert "The prompt is empty" in refused("run", with_tokenizer, "--prompt", empty)
 
 
-def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
+def test_stdin_that_is_not_text_is_refused(refused: Refused, with_tokenizer: Path) -> None:
     assert "not valid UTF-8 text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
 
 
-def test_both_text_and_ids(refused: Refused, with_tokenizer: Path) -> None:
+def test_text_and_ids_together_are_refused(refused: Refused, with_tokenizer: Path) -> None:
     assert "Give the prompt once" in refused("run", with_tokenizer, "--prompt", "w1", "--prompt-ids", "1")
 
 
-def test_neither_text_nor_ids(refused: Refused, with_tokenizer: Path) -> None:
+def test_a_missing_prompt_is_refused(refused: Refused, with_tokenizer: Path) -> None:
     assert "Give the prompt once" in refused("run", with_tokenizer)
 
 
@@ -84,5 +84,5 @@ def test_neither_text_nor_ids(refused: Refused, with_tokenizer: Path) -> None:
         ("--device", "cuda", "Choose --runtime torch"),
     ],
 )
-def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:
+def test_bad_options_are_refused(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:
     assert said in refused("run", artifact_copy, "--prompt-ids", "5", option, value)

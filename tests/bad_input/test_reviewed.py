@@ -1,4 +1,4 @@
-"""Faults found by trying the commands as a stranger would; each stays found."""
+"""Regression tests: faults that a new user of the commands could meet."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path: Pa
     assert TextTokenizer(tmp_path).encode(text) == wanted
 
 
-def test_a_vocabulary_of_one(exported: Exported) -> None:
+def test_a_vocabulary_of_one_token_runs(exported: Exported) -> None:
     _, artifact = exported(vocab_size=1, eos_token_id=None, num_hidden_layers=1)
     session = open_session(artifact)
     logits = session.prefill(np.zeros((1, 3), np.int64), session.empty_cache())
@@ -91,7 +91,7 @@ def test_verify_passes_a_model_of_very_short_context(exported: Exported) -> None
     ],
     ids=["layers", "width", "type", "cache", "vocabulary", "stages swapped"],
 )
-def test_a_manifest_that_disagrees_with_the_graphs(artifact_copy: Path, change: Callable[[Any], None]) -> None:
+def test_a_manifest_that_does_not_fit_the_graphs_is_refused(artifact_copy: Path, change: Callable[[Any], None]) -> None:
     path = artifact_copy / "lucid.json"
     data = json.loads(path.read_text())
     change(data)

@@ -1,4 +1,4 @@
-"""Step a batcher until nothing is left."""
+"""Step a batcher until all requests have ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int,
     ends: dict[int, Finished] = {}
     while not batcher.idle:
         for event in batcher.step():
-            assert event.request not in ends, "something came after the end"
+            assert event.request not in ends, "an event came after the end of its request"
             if isinstance(event, Token):
                 tokens.setdefault(event.request, []).append(event.token)
                 if drafted is not None and event.drafted:

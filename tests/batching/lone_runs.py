@@ -1,4 +1,4 @@
-"""What a row of a batch must give: what it gives alone in float64, within the gates that ``verify`` uses."""
+"""Expected results of a batch row: those of its text run alone in float64, within the gates that ``verify`` uses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Lone:
     gates: dict[TensorId, Gate]
 
     def check(self, text: int, session: Session[Any], cache: Cache[Any], row: int, logits: list[np.ndarray]) -> None:
-        """Compare a row of a cache, and the logits from the prompt's end on, with the text's lone run."""
+        """Compare a row of a cache, and the logits from the prompt's end on, with the run of the text alone."""
         got: dict[TensorId, np.ndarray] = {}
         for layer, pair in enumerate(row_layers(session, cache, [row])[0].layers):
             for kind, array in enumerate(pair):  # (KV, T, D)

@@ -1,4 +1,4 @@
-"""The file of answers: whole lines, each once, and only for the run that it belongs to."""
+"""The file of answers: complete lines, one for each prompt, and refusals of files that another run began."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path / "answers"
 
 
-def test_a_file_goes_on_where_it_was(begun: Path) -> None:
+def test_a_second_run_adds_the_missing_answers(begun: Path) -> None:
     file = opened(begun)
     assert (file.answered, file.failed) == ({1, 2}, 1)
     file.write([answer(3)])
@@ -42,7 +42,7 @@ def test_a_file_goes_on_where_it_was(begun: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"line": 3', b"\0" * 20 + b"\n", b'{"line": 3, "text": "\xc3' + b"x" * 1000])
-def test_a_torn_last_line_is_made_anew(torn: bytes, begun: Path) -> None:
+def test_an_incomplete_last_line_is_cut_off_and_answered_again(torn: bytes, begun: Path) -> None:
     whole = begun.read_bytes()
     begun.write_bytes(whole + torn)
     file = opened(begun)
@@ -63,7 +63,7 @@ def test_a_torn_last_line_is_made_anew(torn: bytes, begun: Path) -> None:
         (b'{"line": 9}\n', "answers prompt 9 that is not in the prompts"),
     ],
 )
-def test_a_changed_file_is_refused_and_left_alone(line: bytes, message: str, begun: Path) -> None:
+def test_a_changed_file_is_refused_and_stays_as_it_is(line: bytes, message: str, begun: Path) -> None:
     damaged = begun.read_bytes() + line + b'{"line": 3}\n'
     begun.write_bytes(damaged)
     with pytest.raises(CheckFailed, match=message):
@@ -71,7 +71,7 @@ def test_a_changed_file_is_refused_and_left_alone(line: bytes, message: str, beg
     assert begun.read_bytes() == damaged
 
 
-def test_another_run_s_file_is_refused(begun: Path) -> None:
+def test_a_file_of_another_run_is_refused_without_overwrite(begun: Path) -> None:
     for facts in ({**FACTS, "prompts": "other"}, {"options": {}}, {**FACTS, "more": 1}):
         with pytest.raises(LucidError, match="was begun with other"):
             opened(begun, facts)
@@ -83,16 +83,16 @@ def test_another_run_s_file_is_refused(begun: Path) -> None:
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [(None, "without the record"), ("[]", "not the record"), ("{", "cannot be"), ("[" * 100_000, "cannot be")],
+    [(None, "its run, is missing"), ("[]", "not the record"), ("{", "cannot be"), ("[" * 100_000, "cannot be")],
 )
-def test_records_that_are_none(record: str | None, message: str, begun: Path) -> None:
+def test_a_missing_or_invalid_record_is_refused(record: str | None, message: str, begun: Path) -> None:
     path = begun.with_name("answers.run.json")
     path.unlink() if record is None else path.write_text(record)
     with pytest.raises(LucidError, match=message):
         opened(begun)
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
+def test_a_file_that_another_run_writes_is_refused(tmp_path: Path) -> None:
     file = opened(tmp_path / "answers")
     with pytest.raises(LucidError, match="being written by another run"):
         opened(tmp_path / "answers")
@@ -100,7 +100,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     opened(tmp_path / "answers").close()
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LucidError, match="not a regular file"):
         opened(tmp_path)
     with pytest.raises(LucidError, match="cannot be written: No such file"):

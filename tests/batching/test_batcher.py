@@ -1,4 +1,4 @@
-"""Requests through a batcher: the tokens of lone generations, whatever else runs; ends, cancellations, faults."""
+"""A batcher gives each request the tokens that it gets alone, whatever else runs; also ends, cancellations, faults."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int 
 
 
 class Often(Drafter):
-    """Drafts at every chance, and wrong tokens every other time."""
+    """Drafts whenever it may; every other draft is wrong."""
 
     def __init__(self, wrong: int = 1) -> None:
         self._ids: list[int] = []
@@ -91,7 +91,7 @@ class Often(Drafter):
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 300])
-def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any], prefix_tokens: int) -> None:
+def test_rows_with_different_drafters_give_the_tokens_of_lone_runs(session: Session[Any], prefix_tokens: int) -> None:
     rng = np.random.default_rng(1)
     requests = [
         Request(
@@ -115,7 +115,7 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
     assert len(drafted) == batcher.drafts.accepted
 
 
-def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+def test_rows_with_drafts_end_where_the_context_ends(exported: Callable[..., tuple[Path, Artifact]]) -> None:
     for cache in ("growing", "static"):
         session = open_session(exported(cache=cache, max_position_embeddings=64)[1], "onnxruntime")
         requests = [Request(prompt(length), 60, stop_at_eos=False) for length in (50, 20, 35)]
@@ -127,7 +127,7 @@ def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[
         assert batcher.drafts.accepted
 
 
-def test_events_say_how_much_of_a_prompt_was_stored(static: Session[Any]) -> None:
+def test_events_say_how_many_prompt_tokens_were_reused(static: Session[Any]) -> None:
     batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=300)
     numbers = [batcher.submit(Request(prompt(200), 2, stop_at_eos=False)) for _ in range(2)]
     found: set[tuple[int, int]] = set()
@@ -148,7 +148,7 @@ def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None
     assert batcher.active == 2
 
 
-def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
+def test_short_prompts_share_a_step(static: Session[Any]) -> None:
     batcher = Batcher(static, rows=5, prefill_chunk=16)
     computed = []
     for count in (1, 4):
@@ -159,7 +159,7 @@ def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
     assert (batcher.active, batcher.waiting, computed) == (5, 0, [8, 8 + 30])
 
 
-def test_a_step_runs_more_of_prompts_where_more_rows_run_and_most_where_none_does(static: Session[Any]) -> None:
+def test_a_step_runs_more_prompt_tokens_with_more_requests_and_most_while_no_row_decodes(static: Session[Any]) -> None:
     """A step runs up to 6 prompt tokens for each of 8 requests, and 128 while no row waits for a token."""
     batcher = Batcher(static, rows=8, prefill_chunk=8)
     computed = []
@@ -229,12 +229,12 @@ def test_cancellation_frees_the_row_in_the_next_step(static: Session[Any]) -> No
     ("options", "message"),
     [({"rows": 0}, "one row"), ({"prefill_chunk": 0}, "one token"), ({"prefix_tokens": -1}, "0 tokens or more")],
 )
-def test_a_batcher_refuses(options: dict[str, int], message: str, static: Session[Any]) -> None:
+def test_a_batcher_refuses_invalid_options(options: dict[str, int], message: str, static: Session[Any]) -> None:
     with pytest.raises(LucidError, match=message):
         Batcher(static, **options)
 
 
-def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
+def test_stored_prefixes_are_not_run_again(session: Session[Any]) -> None:
     batcher = Batcher(session, rows=2, prefix_tokens=400)
     system = prompt(70)
     first = Request([*system, *prompt(25, 1)], 10, stop_at_eos=False)
@@ -252,7 +252,7 @@ def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
 
 
 @pytest.mark.parametrize("cache", ["growing", "static"])
-def test_a_request_whose_numbers_break_fails_alone(cache: str, exported: Exported, tmp_path: Path) -> None:
+def test_a_request_whose_logits_are_not_finite_fails_alone(cache: str, exported: Exported, tmp_path: Path) -> None:
     """The request has token 96, whose embedding is NaN."""
     _, artifact = exported(cache=cache)
     directory = Path(shutil.copytree(artifact.directory, tmp_path / "artifact"))

@@ -49,7 +49,7 @@ def stored(cache: Cache[Any]) -> list[np.ndarray]:
 
 
 def codes(tensor: Any) -> np.ndarray:
-    """Return a runtime's tensor as a numpy array; numpy has no E4M3, so of that its bytes."""
+    """Return a runtime's tensor as a numpy array; E4M3, which numpy lacks, as bytes."""
     if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float8_e4m3fn:
         tensor = tensor.view(torch.uint8)
     found: np.ndarray = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
@@ -106,7 +106,7 @@ def test_a_batcher_gives_the_tokens_of_lone_generations(session: Session[Any], c
         assert (tokens.get(number, []), ends[number].reason) == alone(session, request, chunk)
 
 
-def test_stored_prompts_change_nothing_where_cuts_are_borders_of_blocks(
+def test_stored_prefixes_change_no_token_if_chunks_end_at_block_borders(
     exported: Exported, quantized: Exported
 ) -> None:
     for artifact in (exported("float32", cache="static", cache_dtype="int8")[1], quantized("int8")[1]):
@@ -123,7 +123,7 @@ def events(batcher: Batcher) -> Iterator[Event]:
         yield from batcher.step()
 
 
-def test_prompts_are_cut_where_they_are_cut_alone(
+def test_prompts_with_rounded_caches_or_inputs_are_cut_as_if_alone(
     exported: Exported, quantized: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This holds for inputs in int8 too: another order of sums may round an input to the next number."""

@@ -1,4 +1,4 @@
-"""Constrained and free requests share a batch, each as if it were alone."""
+"""Constrained and free requests share a batch, and each gets the tokens that it gets alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def request(constraint: Constraint | None, seed: int = 0, count: int = 60, **mor
     return Request([*PROMPT, seed + 2], count, Sampling(1.5, seed=seed), constraint=constraint, **more)
 
 
-def test_each_gets_what_it_gets_alone(setup: Setup) -> None:
+def test_each_request_gets_the_tokens_that_it_gets_alone(setup: Setup) -> None:
     schema = from_json_schema(SCHEMA)
     requests = [
         request(schema, 1),
@@ -114,7 +114,7 @@ class Known(Drafter):
     """Drafts the rest of a known answer, then the tokens 40, 41 and 42, which may be wrong."""
 
     def __init__(self, answer: list[int]) -> None:
-        self._answer, self._count = answer, -1  # the first call of add has the prompt
+        self._answer, self._count = answer, -1  # the first call of add passes the prompt
 
     def add(self, tokens: Sequence[int]) -> None:
         self._count += 1 if self._count < 0 else len(tokens)
@@ -126,7 +126,7 @@ class Known(Drafter):
         pass
 
 
-def test_what_no_token_fits_ends_alone(setup: Setup) -> None:
+def test_a_constraint_that_no_token_fits_ends_only_its_own_request(setup: Setup) -> None:
     tokenizer = setup[1]
     letters = tuple((token,) for token in range(320) if "l" in (tokenizer.piece(token) or ""))
     refused = Request(PROMPT, 9, Sampling(bad_words=letters), constraint=from_choices(["left"]))

@@ -29,7 +29,7 @@ def refusal(folder: Path, *lines: Any) -> str:
     return str(caught.value)
 
 
-def test_what_a_line_does_not_say_is_the_default(tmp_path: Path) -> None:
+def test_fields_that_a_line_leaves_out_have_defaults(tmp_path: Path) -> None:
     sampling = Sampling(0.5, 3, 0.9, 11)
     assert read(tmp_path, {"prompt": "a"}, "", " ", {"prompt_ids": [1], "seed": None, "stop": None}) == [
         Prompt(1, None, "a", None, 7, sampling, ("end",), False),
@@ -37,7 +37,7 @@ def test_what_a_line_does_not_say_is_the_default(tmp_path: Path) -> None:
     ]
 
 
-def test_what_a_line_says_counts(tmp_path: Path) -> None:
+def test_fields_of_a_line_override_the_defaults(tmp_path: Path) -> None:
     fields = {"id": 5, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "top_p": 1, "seed": 0, "stop": "x"}
     (prompt,) = read(tmp_path, {"prompt": "a", **fields})
     assert prompt == Prompt(1, 5, "a", None, 1, Sampling(0.0, 0, 1.0, 0), ("x",), False)
@@ -46,7 +46,7 @@ def test_what_a_line_says_counts(tmp_path: Path) -> None:
     assert read(tmp_path, {"prompt": "a", "temperature": 5.5})[0].sampling.temperature == 5.5
 
 
-def test_penalties_biases_and_bad_words_of_a_line(tmp_path: Path) -> None:
+def test_penalties_biases_and_bad_words_of_a_line_are_read(tmp_path: Path) -> None:
     fields = {"min_p": 0.2, "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.1}
     (prompt,) = read(tmp_path, {"prompt": "a", **fields, "logit_bias": {"3": -2}, "bad_words": ["fox", "the"]})
     assert prompt.sampling == Sampling(0.5, 3, 0.9, 11, 0.2, 1.0, -1.0, 1.1, ((3, -2.0),))
@@ -67,7 +67,7 @@ def test_a_prompt_becomes_a_request(tmp_path: Path) -> None:
         ("{", "line 3: The line is not valid JSON"),
         ("[1]", "line 3: The line must be a JSON object"),
         ('{"prompt": "w1", "prompt_ids": [1]}', "either"),
-        ('{"prompt": "w1", "max_tokens": 5}', 'Unknown field: "max_tokens". Leave it out. Known are id, prompt,'),
+        ('{"prompt": "w1", "max_tokens": 5}', 'Unknown field: "max_tokens". Leave it out. Known fields are id,'),
         ('{"prompt": "  "}', "prompt must be text that is not empty"),
         ('{"prompt": "\\ud800"}', "The line has half a character (a lone surrogate)"),
         ('{"prompt_ids": [1, true]}', "prompt_ids[1]: expected `int`, got `bool`"),
@@ -86,12 +86,12 @@ def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
     assert message in refusal(tmp_path, {"prompt": "w1", "id": "a"}, "", line, {"prompt": "w2"})
 
 
-def test_all_bad_lines_are_named_up_to_a_number(tmp_path: Path) -> None:
+def test_at_most_ten_bad_lines_are_named(tmp_path: Path) -> None:
     said = refusal(tmp_path, *["{}"] * 13)
     assert "line 1:" in said and "line 10:" in said and "line 11:" not in said and "and 3 more" in said
 
 
-def test_files_without_prompts(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LucidError, match="cannot be read: No such file"):
         read_prompts(tmp_path / "missing", DEFAULTS)
     with pytest.raises(LucidError, match="cannot be read: Is a directory"):
@@ -111,7 +111,7 @@ def test_an_empty_stop_string_is_refused_before_anything_runs() -> None:
         PromptDefaults(7, Sampling(), ("",))
 
 
-def test_without_a_tokenizer_there_is_no_text(tmp_path: Path) -> None:
+def test_without_a_tokenizer_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p"
     session: Any = None
     for line in ({"prompt": "a"}, {"prompt_ids": [1], "stop": "x"}):

@@ -1,4 +1,4 @@
-"""What requests may ask for, and the log-probabilities of their tokens."""
+"""Which requests are refused, and the log-probabilities of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 
 
-def test_log_probabilities_are_pytorchs() -> None:
+def test_log_probabilities_equal_those_of_pytorch() -> None:
     raw = (20 * np.random.default_rng(0).standard_normal(4001)).astype(np.float32)
     wanted = torch.log_softmax(torch.from_numpy(raw).double(), 0)
     found, top = log_probabilities(raw, 17, 20)
@@ -43,7 +43,7 @@ def check_length(tokens: int) -> None:
         (Request([1] * 10, 1, top_logprobs=97), ""),
     ],
 )
-def test_requests_that_cannot_run(request_: Request, message: str) -> None:
+def test_requests_that_cannot_run_are_refused(request_: Request, message: str) -> None:
     session: Any = SimpleNamespace(config=SimpleNamespace(vocab_size=97), check_length=check_length)
     if not message:
         request_.check(session)

@@ -53,21 +53,21 @@ class Driver:
         self.rows.leave(key)
 
 
-def test_rows_come_and_go(session: Session[Any], lone: Lone) -> None:
+def test_rows_that_join_and_leave_give_what_they_give_alone(session: Session[Any], lone: Lone) -> None:
     driver = Driver(session, make_rows(session, 4))
     driver.join(2)
     driver.step(3)
     driver.join(0)
     driver.join(1)
     driver.step(5)
-    driver.finish(lone, 2)  # the first of three rows: the last one takes its place
+    driver.finish(lone, 2)  # the first of three rows: the last row moves into its slot
     driver.step()
     driver.join(3)
     driver.join(12)
     driver.step(2)
     driver.finish(lone, 0)
     driver.finish(lone, 1)
-    driver.join(10)  # into a free place, while there is another one
+    driver.join(10)  # into a free slot, while another slot is free, too
     driver.step(5)
     driver.rows.leave(3)  # before its end
     del driver.logits[3]
@@ -104,7 +104,7 @@ def test_buffers_grow_and_shrink_with_the_longest_row(
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
+def test_nan_in_a_row_reaches_no_other_row(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
     session = open_session(exported(cache=case[0])[1], case[1])
     driver = Driver(session, make_rows(session, 2))
     assert isinstance(driver.rows, StaticRows if case[0] == "static" else MergedRows)
@@ -125,8 +125,8 @@ def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported:
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
-    """A step of several tokens writes behind a row's length, where the next row of that place must find no NaN."""
+def test_nan_in_drafts_reaches_no_other_row(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
+    """A step of several tokens writes beyond a row's length, where the next row in that slot must find no NaN."""
     session = open_session(exported(cache=case[0])[1], case[1])
     session.prepare_several()
     driver = Driver(session, make_rows(session, 2))
@@ -148,7 +148,7 @@ def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_a_broken_draft_leaves_its_own_row_sound(
+def test_nan_in_a_rejected_draft_stays_out_of_its_own_row(
     runtime: str, exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A growing cache masks the draft if another row keeps all tokens; but a weight of 0 times NaN is NaN."""

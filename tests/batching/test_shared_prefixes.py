@@ -20,7 +20,7 @@ from tests.batching.test_batcher import alone, prompt
 from tests.conftest import MIXED
 from tests.generation.store_integrity import check_integrity
 
-CHUNK = 48  # every other multiple of it is a border of blocks
+CHUNK = 48  # every second multiple of 48 is a border of blocks
 Opened = Callable[[str], Session[Any]]
 
 
@@ -83,7 +83,7 @@ class Talk:
 @pytest.mark.parametrize(
     ("kind", "turns", "blocks"), [("static", 250, 7), ("growing", 30, 7), ("windows", 40, 12), ("states", 24, 24)]
 )
-def test_branching_conversations_while_blocks_are_evicted(kind: str, turns: int, blocks: int, opened: Opened) -> None:
+def test_evicted_blocks_change_no_branching_conversation(kind: str, turns: int, blocks: int, opened: Opened) -> None:
     session = opened(kind)
     drafters = LookupDrafter if session.multi_token_unsupported_reason is None else None
     batcher = Batcher(session, 3, CHUNK, blocks * BLOCK, drafters=drafters)
@@ -101,7 +101,7 @@ def test_branching_conversations_while_blocks_are_evicted(kind: str, turns: int,
 
 
 @pytest.mark.parametrize("kind", ["windows", "states"])
-def test_prompts_with_windows_or_states_continue_from_their_last_border(kind: str, opened: Opened) -> None:
+def test_prompts_with_windows_or_states_continue_from_a_stored_block_border(kind: str, opened: Opened) -> None:
     session = opened(kind)
     batcher = Batcher(session, rows=2, prefill_chunk=CHUNK, prefix_tokens=2000)
     first = Request([token % 60 for token in prompt(120)], 10, stop_at_eos=False)
@@ -117,7 +117,7 @@ def test_prompts_with_windows_or_states_continue_from_their_last_border(kind: st
         assert batcher.prompt_tokens_reused - before == reused
 
 
-def test_a_cancelled_prompt_releases_what_it_began_with(opened: Opened) -> None:
+def test_a_cancelled_prompt_releases_its_stored_blocks(opened: Opened) -> None:
     batcher = Batcher(opened("static"), rows=2, prefill_chunk=16, prefix_tokens=4 * BLOCK)
     text = prompt(4 * BLOCK)
     batcher.submit(Request(text, 1, stop_at_eos=False))
@@ -125,7 +125,7 @@ def test_a_cancelled_prompt_releases_what_it_began_with(opened: Opened) -> None:
     number = batcher.submit(Request([*text, *prompt(100)], 5))
     batcher.step()
     assert batcher.store.readers == 4
-    batcher.submit(Request(prompt(3 * BLOCK, seed=1), 1, stop_at_eos=False))  # would evict them
+    batcher.submit(Request(prompt(3 * BLOCK, seed=1), 1, stop_at_eos=False))  # would evict those blocks
     batcher.step()
     batcher.cancel(number)
     drain(batcher)

@@ -1,4 +1,4 @@
-"""A part of a prompt that runs beside the rows' step gives, to the last bit, what both give one after the other."""
+"""A step that runs rows and a part of a prompt together gives, bit by bit, the results of two separate runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def session(request: pytest.FixtureRequest, quantized: Callable[..., Any], built
 
 
 @pytest.mark.parametrize(("rows", "part", "past"), [(1, 1, 0), (3, 33, 0), (4, 16, 129), (2, 100, 31)])
-def test_a_shared_run_gives_what_both_runs_give(session: Any, rows: int, part: int, past: int) -> None:
+def test_a_shared_run_gives_what_two_separate_runs_give(session: Any, rows: int, part: int, past: int) -> None:
     session.prepare_shared()
     rng = np.random.default_rng([rows, part])
     ids = rng.integers(97, size=(1, past + part))
@@ -81,8 +81,8 @@ def test_answers_are_those_of_lone_generations(session: Any, monkeypatch: pytest
     assert len(shared) > 10 and max(shared) == (16 if session.cuts_matter else 24)
 
 
-def test_a_stored_beginning_changes_nothing_in_a_full_batch(session: Any) -> None:
-    """With 11 rows, prompts over a rounded cache are cut at multiples of 64, stored beginnings too."""
+def test_a_stored_prefix_changes_no_token_with_many_rows(session: Any) -> None:
+    """With 11 rows and a rounded cache, prompts and stored prefixes are cut at multiples of 64."""
     chunk, known = (64, 64) if session.cuts_matter else (None, 96)
     request = Request(prompt(150), 9, stop_at_eos=False)
     for prefix_tokens, reused in ((0, 0), (500, known)):
@@ -94,7 +94,7 @@ def test_a_stored_beginning_changes_nothing_in_a_full_batch(session: Any) -> Non
         assert tokens[number] == alone(session, request, chunk)[0] and batcher.prompt_tokens_reused == reused
 
 
-def test_a_prompt_that_fails_ends_alone(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_fails_does_not_end_other_rows(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise LucidError("no memory for it")
 
@@ -110,7 +110,7 @@ def test_a_prompt_that_fails_ends_alone(session: Any, monkeypatch: pytest.Monkey
 
 
 def test_graphs_of_different_models_cannot_be_joined(session: Any) -> None:
-    """Their layers use the common weights in different orders."""
+    """Layers of the two graphs use the common weights in different orders."""
     prefill, decode = (session._changed(stage)[0] for stage in ("prefill", "decode"))
     swapped = onnx.ModelProto()
     swapped.CopyFrom(decode)
@@ -126,7 +126,7 @@ def test_graphs_of_different_models_cannot_be_joined(session: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"head_dim": 40}, {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}])
-def test_nothing_is_shared_where_sums_depend_on_other_tokens(
+def test_no_step_is_shared_where_the_order_of_sums_varies(
     changes: dict[str, Any], quantized: Callable[..., tuple[Path, Artifact]], built_library: Path
 ) -> None:
     window = {"sliding_window": 9} if "layer_types" in changes else {}
@@ -134,5 +134,5 @@ def test_nothing_is_shared_where_sums_depend_on_other_tokens(
     assert session.cuts_matter and not Batcher(session)._shares_steps
 
 
-def test_nothing_is_shared_without_the_library(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
+def test_no_step_is_shared_without_the_library_of_kernels(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
     assert not Batcher(open_session(quantized("int8", cache="static")[1]))._shares_steps

@@ -1,4 +1,4 @@
-"""What is written beside a benchmark's numbers is what this machine says of itself."""
+"""The machine's description beside a benchmark's numbers, and the process's memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lucid_deploy.bench.machine import (
 from lucid_deploy.errors import LucidError
 
 
-def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_description_has_versions_memory_and_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lucid_deploy.bench.machine.usable_cores", lambda: 3)
     facts = json.loads(json.dumps(describe_machine()))
     for name in ("torch", "onnx", "onnxruntime", "numpy"):
@@ -46,18 +46,18 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (0.9, [0.1, 0.5], ["rounds of one measurement differ by up to 50 %"]),
     ],
 )
-def test_reasons_to_distrust(load: float | None, spreads: list[float], reasons: list[str]) -> None:
+def test_a_busy_or_unsteady_machine_is_distrusted(load: float | None, spreads: list[float], reasons: list[str]) -> None:
     assert distrust(2, load, spreads) == reasons
     assert len(distrust(2, 5.0, [1.0])) == 2
 
 
-def test_memory_is_the_kernels() -> None:
+def test_memory_is_what_the_kernel_reports() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     assert abs(resident_bytes("VmRSS") - pages * resource.getpagesize()) < 1 << 24 < resident_bytes("VmHWM")
     with pytest.raises(LucidError, match="has no VmNothing; memory is measured on Linux only"):
         resident_bytes("VmNothing")
     size = 1 << 27
-    with mmap.mmap(-1, size) as block:  # of the kernel's: malloc may keep what is freed
+    with mmap.mmap(-1, size) as block:  # mapped directly: malloc may keep freed memory
         np.frombuffer(block, np.uint8)[:] = 1
     peak = resident_bytes("VmHWM")
     reset_peak()

@@ -1,4 +1,4 @@
-"""Benchmark results: ratios paired, bytes counted."""
+"""Benchmark results: ratios by round, and bytes that a decode step reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_contender_reads_its_own_artifact(exported: Exported) -> None:
     assert [row["tokens_per_second"] for row in rows] == [2 * 3 * 8, 2 * 3 * 8, 2 * 3, 2 * 3]
 
 
-def test_bytes_of_a_decode_step(exported: Exported) -> None:
+def test_a_decode_step_reads_cache_and_weights_without_the_embedding(exported: Exported) -> None:
     _, artifact = exported()
     weights = 10**6
     embedding = 97 * 64 * 4
@@ -38,8 +38,8 @@ def test_bytes_of_a_decode_step(exported: Exported) -> None:
     assert decode_bytes(artifact.manifest, weights, 3, 100) == weights - embedding + cache
 
 
-def test_bytes_of_a_decode_step_with_quantized_weights(exported: Exported) -> None:
-    """An embedding in 4 bits is not read whole either, and takes fewer bytes."""
+def test_a_decode_step_reads_quantized_weights_by_their_stored_size(exported: Exported) -> None:
+    """An untied embedding in 4 bits is left out too, with its smaller size."""
     artifact = exported()[1]
     float_bytes = decode_bytes(artifact.manifest, 10**6, 1, 8)
     for shapes, embedding in (

@@ -80,7 +80,7 @@ def test_nothing_is_timed_when_outputs_disagree(
     with pytest.raises(CheckFailed, match="disagree"):
         run_plan(contenders, Plan((8,), repeats=1), "bfloat16")
     monkeypatch.setattr(fake, "logits", {"b": 2.1})
-    assert len(run_plan(contenders, Plan((8,), repeats=1), "bfloat16")[0]) == 4  # its rounding explains as much
+    assert len(run_plan(contenders, Plan((8,), repeats=1), "bfloat16")[0]) == 4  # within bfloat16's rounding
 
 
 def test_an_interrupted_run_keeps_what_was_measured(
@@ -96,8 +96,8 @@ def test_an_interrupted_run_keeps_what_was_measured(
     assert [(m.contender, m.stage) for m in measurements] == [("a", "prefill"), ("b", "prefill")]
 
 
-def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Path) -> None:
-    """Outputs are compared at no more tokens than such a model takes; a contender that cannot be opened is named."""
+def test_a_model_of_short_context_is_measured(exported: Exported, tmp_path: Path) -> None:
+    """Outputs are compared on no more tokens than its context; a contender that cannot be opened is named."""
     contender = Contender("short", "artifact", str(exported(max_position_embeddings=40)[1].directory))
     measurements, opened = run_plan([contender], Plan((8,), repeats=1, steps=1), "float32")
     assert [found.length for found in measurements] == [8, 8] and measurements[0].peak > 10**7

@@ -131,7 +131,7 @@ def test_stop_strings_end_answers_and_free_their_rows(place: Workplace, monkeypa
     assert len(found) == 14 and cancelled == [0]
 
 
-def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> None:
+def test_a_killed_run_continues_without_losing_or_repeating_answers(place: Workplace) -> None:
     place.write(*MANY)
     place.run("-n", 200, "--rows", 3)
     wanted = place.answers()
@@ -142,15 +142,15 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         before = place.output.stat().st_size if place.output.exists() else 0
         deadline = time.monotonic() + PATIENCE
-        # Where SIGINT is ignored, as by what a script starts behind &, the second run goes to its end, and nothing is
-        # left to the third.
+        # If SIGINT is ignored, as in background jobs of a script, the second run completes, and the third has
+        # nothing to do.
         while process.poll() is None and time.monotonic() < deadline:
             if place.output.exists() and place.output.stat().st_size > before:
                 break
             time.sleep(0.002)
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
-        if number != signal.SIGKILL and process.returncode:  # it may have been at its end
+        if number != signal.SIGKILL and process.returncode:  # it may have finished before
             assert process.returncode == 128 + number and b"the same command continues" in errors
     part = place.output.read_bytes()
     assert part.endswith(b"\n") and 0 < part.count(b"\n") <= len(MANY)
@@ -177,7 +177,7 @@ def test_bad_lines_are_named_before_anything_runs(line: str, message: str, place
     assert not place.output.exists()
 
 
-def test_bad_files(place: Workplace, exported: Exported) -> None:
+def test_bad_files_and_options_are_refused(place: Workplace, exported: Exported) -> None:
     assert "cannot be read" in place.run(status=2).stderr
     place.prompts.write_bytes(b'{"prompt": "w1"}\n{"prompt": "\xff"}')
     assert "line 2: The line is not valid JSON: 'utf-8' codec" in place.run(status=2).stderr
@@ -203,10 +203,10 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
         assert message in runner.invoke(main, ["run", str(place.directory), *arguments]).stderr
 
 
-def test_a_run_goes_on_only_in_steps_that_give_the_same_answers(
+def test_a_batch_continues_only_with_options_that_give_the_same_answers(
     exported: Exported, quantized: Exported, tmp_path: Path
 ) -> None:
-    """Where nothing is rounded, drafts, stored prefixes and rows change none; padding of a static cache neither."""
+    """In float32, drafts, stored prefixes and rows change no answer; with a static cache, rows never do."""
     exact, static, growing = (
         exported(cache="static")[1],
         exported(cache="static", cache_dtype="int8")[1],
@@ -242,7 +242,7 @@ def test_a_run_goes_on_only_in_steps_that_give_the_same_answers(
         assert sorted(place.output.read_bytes().splitlines()) == sorted(good.splitlines())
 
 
-def test_an_output_of_something_else_is_refused(place: Workplace) -> None:
+def test_an_output_that_was_begun_with_other_options_is_refused(place: Workplace) -> None:
     place.write(*MANY[:3])
     place.run("-n", 3)
     good = place.output.read_bytes()
@@ -264,7 +264,7 @@ def test_an_output_of_something_else_is_refused(place: Workplace) -> None:
     assert sorted(place.answers()) == [1, 2, 3, 4]
 
 
-def test_a_prompt_that_fails_is_an_answer_and_an_exit_status(place: Workplace, tmp_path: Path) -> None:
+def test_a_prompt_that_fails_gives_an_answer_with_an_error_and_status_1(place: Workplace, tmp_path: Path) -> None:
     broken = Workplace(Path(shutil.copytree(place.directory, tmp_path / "broken")), tmp_path)
     break_embedding(broken.directory, 96)
     broken.write({"prompt": "w1 w2"}, {"prompt": "w96"}, {"prompt": "w3"})
@@ -272,5 +272,5 @@ def test_a_prompt_that_fails_is_an_answer_and_an_exit_status(place: Workplace, t
     found = broken.answers()
     assert "not finite" in found[2]["error"] and found[2]["finish_reason"] == "error" and found[2]["ids"] == []
     assert len(found[1]["ids"]) == len(found[3]["ids"]) == 5
-    assert "1 of 3 prompts failed" in broken.run("-n", 5, status=1).stderr  # again, and nothing is run again
+    assert "1 of 3 prompts failed" in broken.run("-n", 5, status=1).stderr  # again, without running a prompt
     assert broken.answers() == found

@@ -40,7 +40,7 @@ def test_all_contenders_are_measured(
 
 
 def measured(*stages: str, stop: bool = False) -> Callable[..., Any]:
-    """Return what stands in for ``run_plan``: a measurement of each contender and stage, or an interruption."""
+    """Return a stand-in for ``run_plan``: a measurement of each contender and stage, or an interruption."""
 
     def run_plan(contenders: Any, plan: Any, dtype: str, progress: Any, measurements: Any, opened: Any, _: Any) -> None:
         for stage in stages:
@@ -61,7 +61,7 @@ def test_a_stopped_run_shows_what_was_measured(exported: Exported, monkeypatch: 
         assert ("the run was stopped" in result.stderr) is shown and "Traceback" not in result.stderr
 
 
-def test_openvino_as_the_runtime(exported: Exported) -> None:
+def test_openvino_can_be_measured(exported: Exported) -> None:
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     options = ("--runtime", "openvino", "--threads", 1, "--lengths", 8, "--repeats", 1)
     result = run(exported(inline=True)[1].directory, *options, "--json", "-")
@@ -80,7 +80,7 @@ def test_openvino_as_the_runtime(exported: Exported) -> None:
         (["--baseline", "vllm"], "'vllm' is not one of 'torch-dense'"),
     ],
 )
-def test_bad_usage(words: list[str], message: str, exported: Exported) -> None:
+def test_bad_usage_is_refused(words: list[str], message: str, exported: Exported) -> None:
     result = run(exported()[1].directory, *words)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 

@@ -20,7 +20,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
-    """Put a stand-in in the place of the build; note what it is asked for."""
+    """Replace the build by a stand-in; return the list of options that it gets."""
     given: list[BuildOptions] = []
 
     def build(artifact: Artifact, options: BuildOptions, progress: Any, announce: Any) -> BuildReport:
@@ -52,7 +52,7 @@ def test_options_arrive_and_the_table_says_what_was_built(exported: Exported, as
     assert "decode.engine 3.0 MiB 40 2 DecodeAttention 1.2" in rows
 
 
-def test_a_list_without_a_gpu(exported: Exported, asked: list[BuildOptions]) -> None:
+def test_a_list_without_a_gpu_is_refused(exported: Exported, asked: list[BuildOptions]) -> None:
     result = run(exported()[1], "--compute-capability", ",")
     message = "--compute-capability names no GPU; it takes a list such as 8.6,12.0."
     assert result.exit_code == 2 and message in " ".join(result.stderr.split()) and asked == []

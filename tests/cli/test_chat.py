@@ -67,12 +67,12 @@ def ran(directory: Path, prompt: str) -> str:
     return result.stdout.removesuffix("\n")
 
 
-def test_each_answer_is_that_of_run_to_the_whole_chat(chatty: Path) -> None:
+def test_each_answer_is_what_run_answers_to_the_whole_chat(chatty: Path) -> None:
     result = chat(chatty, "w1 w2 w3", "w4", options=(*FIXED, "--system", "w20"))
     first, second = result.stdout.splitlines()
     assert first == ran(chatty, "w11 w20 w12 w1 w2 w3 w13")
     assert second == ran(chatty, f"w11 w20 w12 w1 w2 w3 w13 {first} w12 w4 w13")
-    # Of the second prompt the first's seven tokens and all of its answer but the last are in the cache.
+    # The cache has the first prompt's seven tokens, and its answer without the last token.
     assert new_tokens(result) == [(7, 7), (4, 16)]
 
 
@@ -87,11 +87,11 @@ def test_a_model_without_a_template_continues_one_text(with_tokenizer: Path) -> 
     assert "--system needs a chat template: the model has no chat template." in refused.stderr
 
 
-def test_completion_of_a_model_with_a_template(chatty: Path) -> None:
+def test_completion_ignores_the_chat_template(chatty: Path) -> None:
     assert chat(chatty, "w1 w2", options=(*FIXED, "--completion")).stdout == ran(chatty, "w1 w2") + "\n"
 
 
-def test_commands(chatty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_do_what_help_says(chatty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "saved.json"
     result = chat(chatty, "w1", "/system w5 w6", "w2", f"/save {file}", "/help", "/exit", "w3")
     (_, answer) = result.stdout.splitlines()
@@ -115,7 +115,7 @@ def test_commands(chatty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ChatSession(SimpleNamespace(), ChatTurns(list), SimpleNamespace()).run()
 
 
-def test_texts_of_several_lines_and_with_a_slash(chatty: Path) -> None:
+def test_texts_of_several_lines_and_with_a_slash_are_read(chatty: Path) -> None:
     result = chat(chatty, '"""w1', "w2", 'w3"""', "/reset", "w1 \\", "w2 w3", "/reset", "", "   ", "//w1")
     block, continued, slash = result.stdout.splitlines()
     assert block == continued == ran(chatty, "w12 w1 w2 w3 w13")
@@ -133,7 +133,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_the_chat(chatty: Path) 
 
 
 def test_answers_are_what_the_options_ask_for(with_byte_level_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
-    """Each of them, as `run` answers it; what cannot be enforced is refused before a line is read."""
+    """With each constraint, chat answers as `run` does; an invalid constraint is refused before a line is read."""
     directory, sampled = with_byte_level_tokenizer()[1].directory, ("-n", "60", "--temperature", "1", "--seed", "3")
     grammar = tmp_path / "grammar.lark"
     grammar.write_text('start: "yes" | "no"\n')
@@ -166,13 +166,13 @@ def test_speculation_changes_no_answer_and_says_how_far_drafts_were_right(chatty
     assert "go together" in chat(chatty, options=("--speculate", "draft"), status=2).stderr
 
 
-def test_what_cannot_be_answered(chatty: Path) -> None:
+def test_prompts_that_cannot_be_answered_are_refused(chatty: Path) -> None:
     assert "the model was made for 512" in chat(chatty, "w1 " * 600, status=2).stderr
     assert "max_new_tokens must be at least 1" in chat(chatty, "w1", options=("-n", "0"), status=2).stderr
 
 
 def test_a_template_in_a_loop_is_ended(chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Ctrl-C: the process that renders has bounds of its own, a server's; here less of them."""
+    """No Ctrl-C is needed: the rendering process has the limits that a server sets, here with less time."""
     monkeypatch.setattr(chat_process, "Bounds", lambda: Bounds(0.5))
     assert "took more than 0.5 s of processor time" in chat(chatty, "w91", status=2).stderr
 
@@ -190,7 +190,7 @@ class Terminal:
             stderr=child,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to whose terminal it is
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches this process
         )
         os.close(child)
         self.text, self.is_open = "", True
@@ -199,7 +199,7 @@ class Terminal:
         os.write(self.handle, text.encode())
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read until the text behind the last match matches, and leave what follows for the next call."""
+        """Read until the text after the last match matches, and keep what follows for the next call."""
         end = time.monotonic() + PATIENCE
         while (found := re.search(pattern, self.text, re.S)) is None:
             assert time.monotonic() < end and self.is_open, self.text
@@ -208,7 +208,7 @@ class Terminal:
         return found
 
     def interrupt(self, pattern: str) -> re.Match[str]:
-        """Press Ctrl-C until the text matches: while Python begins to wait for a line, it can miss one."""
+        """Press Ctrl-C until the text matches: Python can miss one while it begins to wait for a line."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and self.is_open:
             self.type("\x03")
@@ -219,7 +219,7 @@ class Terminal:
         raise AssertionError(self.text)
 
     def read(self, seconds: float) -> None:
-        """Take what is there, or comes within some time."""
+        """Read what is available, or comes within ``seconds``."""
         if select.select([self.handle], [], [], seconds)[0]:
             try:
                 self.text += os.read(self.handle, 65536).decode(errors="replace").replace("\r", "")
@@ -278,8 +278,8 @@ def test_ctrl_c_stops_an_answer_and_a_second_one_interrupts() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_one_text_has_no_system_message_whatever_the_model_has(tmp_path: Path) -> None:
-    """With --completion it was said that the model had no chat template."""
+def test_completion_refuses_a_system_message(tmp_path: Path) -> None:
+    """The model may have a chat template, so the error must not say that it has none."""
     turns = CompletionTurns(with_blank_first(BLANKS[0], tmp_path))
     with pytest.raises(LucidError, match=r"continues one text, which has no system message.* and no --completion"):
         turns.begin("be brief")

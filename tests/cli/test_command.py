@@ -101,7 +101,7 @@ def test_an_unknown_variable_is_refused(line: str, variable: str, hint: str) -> 
     assert said.exit_code == 2 and variable in said.stderr and hint in said.stderr
 
 
-def test_an_unknown_command_is_told_what_was_meant() -> None:
+def test_an_unknown_command_gets_a_suggestion() -> None:
     assert "'serv'. Did you mean 'serve'?" in run("serv").stderr
 
 
@@ -144,7 +144,7 @@ def test_too_little_memory_is_one_line(exported: Exported, monkeypatch: pytest.M
 
     monkeypatch.setattr("lucid_deploy.runtimes.inspection.describe", describe)
     said = run("inspect", exported()[1].directory)
-    assert said.exit_code == 2 and said.stderr.startswith("Error: There is too little memory for this.")
+    assert said.exit_code == 2 and said.stderr.startswith("Error: There is too little memory for this command.")
 
 
 def test_json_means_the_same_everywhere(exported: Exported, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "decode_attention_past"
 
 
-def test_a_table_and_counts() -> None:
+def test_a_table_and_counts_are_shown() -> None:
     result = CliRunner().invoke(main, ["conformance", "--kernels", "functions", "--only", NAME], terminal_width=160)
     assert result.exit_code == 0, result.output
     assert "2 passed, 0 failed, 1 not run" in result.stdout and NAME in result.stdout
@@ -41,7 +41,7 @@ def test_bad_usage_is_one_line(arguments: list[str], message: str) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_the_program_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lucid_conformance_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts["lucid-conformance"] == "lucid_deploy.cli.conformance:main"
     monkeypatch.setattr(sys, "argv", ["lucid-conformance", "--only", "scatter_row_buffer_int8"])

@@ -28,7 +28,7 @@ def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
     assert found["plugin library"]["remark"].endswith("Run: lucid-deploy plugin build")
 
 
-def test_without_any_of_the_packages(preloaded: Path) -> None:
+def test_doctor_passes_without_optional_packages(preloaded: Path) -> None:
     blocked = ("triton", "tensorrt", "tensorrt_rtx", "cuda", "kernel_lens")
     code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nfrom lucid_deploy.cli import main\nmain()"
     command = [preloaded / "python", "-c", code, "doctor"]

@@ -53,7 +53,7 @@ def test_the_bundled_model_answers_everything(demo: Demo) -> None:
 
 
 def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, demo_directory: Path, tmp_path: Path) -> None:
-    """The ablation against the same weights with standard attention, Y = V; the other model is whole."""
+    """Answers equal those of the same weights with standard attention (Y = V); --against runs without --ablate."""
     checkpoint = Path(shutil.copytree(demo_directory, tmp_path / "checkpoint"))
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}))
@@ -81,7 +81,7 @@ def test_too_low_an_accuracy_fails(demo: Demo, tmp_path: Path, option: str) -> N
     assert json.loads(target.read_text())["count"] == 27  # the result is there all the same
 
 
-def test_needles_in_a_table_of_depths_and_lengths(demo: Demo) -> None:
+def test_needles_are_counted_by_depth_and_length(demo: Demo) -> None:
     facts = printed(demo().directory, "--task", "needles", "--length", "128,64", "--needles", 5, "--limit", 20)
     assert facts["accuracy"] == 1.0 and facts["count"] == 40
     assert [(row["length"], row["count"]) for row in facts["table"] if row["depth"] == "0-20 %"] == [(64, 4), (128, 4)]
@@ -91,8 +91,8 @@ def test_needles_in_a_table_of_depths_and_lengths(demo: Demo) -> None:
     assert printed(*beyond, "--allow-extrapolation")["count"] == 2
 
 
-def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
-    """Of held-out prompts with their right answers; the same as from PyTorch in float64."""
+def test_the_perplexity_of_a_text_is_that_of_pytorch(demo: Demo, tmp_path: Path) -> None:
+    """On held-out prompts with their right answers, onnxruntime and PyTorch give the same perplexity."""
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"{each.prompt} {each.answer}." for each in recall.held_out(60)))
     found = printed(demo().directory, "--text", text)
@@ -136,7 +136,7 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--task", "recall", "--include-path", "."], "--include-path is for --task lm_eval:NAME"),
     ],
 )
-def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
+def test_bad_usage_is_refused(demo: Demo, options: list[Any], message: str) -> None:
     result = run(demo().directory, *options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
@@ -144,7 +144,7 @@ def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
 
 
 @pytest.mark.usefixtures("given_tasks_only")
-def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
+def test_tasks_of_lm_eval_are_run_by_name(demo: Demo, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     import datasets
 

@@ -1,4 +1,4 @@
-"""What export, inspect and verify say about a checkpoint: what no key says is never silent."""
+"""What ``export`` prints about a checkpoint: defaults and assumptions that ``config.json`` does not state."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_export_says_attention_positions_and_layers(official: tuple[Path, list[s
     assert said[2:] == ["Assumed unused: zeta_gain, which is 3."]
 
 
-def test_verify_passes_over_the_same_key(official: tuple[Path, list[str]]) -> None:
+def test_verify_ignores_the_same_unknown_key(official: tuple[Path, list[str]]) -> None:
     assert "PASSED" in printed("verify", official[0] / "artifact", "--quick", "--steps", 2)
 
 
-def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_standard_attention_by_default_is_printed(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(num_hidden_layers=1)
     config = json.loads((checkpoint / "config.json").read_text())
     for key in ("attention_type", "which_rmsnorm", "use_rope"):

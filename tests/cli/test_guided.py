@@ -47,7 +47,7 @@ def test_answers_are_what_the_options_ask_for(run: Callable[..., Any], tmp_path:
     assert answer(run, "--grammar", grammar)["text"] in ("yes", "no")
 
 
-def test_lines_of_a_batch_say_it_too(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_lines_of_a_batch_may_have_their_own_constraints(run: Callable[..., Any], tmp_path: Path) -> None:
     lines = [{"prompt": "a", "guided_json": SCHEMA}, {"prompt": "b"}, {"prompt": "c", "guided_regex": "[xyz]{2}"}]
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -49,7 +49,7 @@ def test_a_model_of_the_hub_becomes_an_artifact(
     assert f"hf download {NAME} --revision {commit}" in run("verify", tmp_path / "artifact")[2]
 
 
-def test_a_revision_is_not_for_a_directory(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_revision_of_a_directory_is_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     code, _, error = run("export", make_checkpoint(), "-o", tmp_path / "artifact", "--revision", "main")
     assert code == 2
     assert "--revision is for a model of the Hugging Face Hub, org/name, which " in error

@@ -21,12 +21,11 @@ for name in ("onnxruntime", "openvino", "triton", "tensorrt", "tensorrt_rtx", "m
 for name in ("starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance"):
     sys.modules[name] = None
 """
-# The adapter is a class of lm_eval's.
-# Kernels are written in Triton; only what runs or compiles them imports them.
+# This module has a subclass of a class of lm_eval.
 NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
-# plugins/*/kernel.py, their parts, and what they are compared with
+# plugins/*/kernel.py, their parts, and what they are compared with: written in Triton, imported to run or compile them
 IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powers")
-# These are the side of the server that speaks HTTP or Ray.
+# The modules of the server that speak HTTP or Ray.
 SPEAK = (
     "app",
     "connections",

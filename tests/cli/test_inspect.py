@@ -33,7 +33,7 @@ def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
     assert f"cache {cache / 1024:.1f} KiB" in result.stdout
 
 
-def test_a_context_beyond_the_model_s_is_named(exported: Exported) -> None:
+def test_a_context_beyond_the_models_maximum_gives_a_note(exported: Exported) -> None:
     directory, note = (
         exported()[1].directory,
         "Note: the model was made for 512 tokens (max_position_embeddings); a context of",
@@ -51,7 +51,7 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert damaged.exit_code == 1 and "weights.bin" in damaged.stderr
 
 
-def test_commands_say_numbers_in_the_same_words(demo: Callable[..., Artifact]) -> None:
+def test_commands_describe_quantization_in_the_same_words(demo: Callable[..., Artifact]) -> None:
     artifact = demo(quantize=QuantizeOptions("int4"))
     for words in (
         ["inspect"],

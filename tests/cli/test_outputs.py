@@ -1,4 +1,4 @@
-"""No command writes onto what it reads: the files stay as they were, byte by byte."""
+"""No command overwrites what it reads: the files stay as they were, byte by byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 @pytest.fixture
 def place(exported: Exported, tmp_path: Path) -> Path:
-    """A folder with a copy of an artifact, of its checkpoint, and of prompts with other names for the file."""
+    """A folder with copies of an artifact and of its checkpoint, and a file of prompts with links to it."""
     checkpoint, artifact = exported()
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     shutil.copytree(artifact.directory, tmp_path / "artifact")
@@ -59,7 +59,7 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
         ("run artifact --prompt-ids 5 --json checkpoint/..", "checkpoint/.. cannot be written: it is a folder."),
     ],
 )
-def test_it_is_refused_and_nothing_changes(place: Path, line: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_outputs_change_nothing(place: Path, line: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     before = contents(place)
     result = CliRunner().invoke(main, line.split())

@@ -15,7 +15,7 @@ from lucid_deploy.cli import main
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_the_command(exported: Exported, tmp_path: Path) -> None:
+def test_a_model_repository_is_written_and_not_replaced(exported: Exported, tmp_path: Path) -> None:
     _, artifact = exported()
     arguments = ["package", str(artifact.directory), "--target", "triton", "--output", str(tmp_path / "models")]
     result = CliRunner().invoke(main, [*arguments, "--name", "lucid", "--json", "-"])
@@ -32,7 +32,7 @@ def test_the_command(exported: Exported, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["triton", "tensorrt"])
 def test_a_changed_file_is_not_packaged(target: str, artifact_copy: Path, tmp_path: Path) -> None:
-    """Behind it nobody could tell: a package has no hashes."""
+    """In the package nobody could find the change: it has no hashes."""
     weights = artifact_copy / "weights.bin"
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
@@ -43,7 +43,7 @@ def test_a_changed_file_is_not_packaged(target: str, artifact_copy: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_for_tensorrt(exported: Exported, plugin: Path, tmp_path: Path) -> None:
+def test_a_folder_for_tensorrt_is_written(exported: Exported, plugin: Path, tmp_path: Path) -> None:
     _, artifact = exported()
     arguments = ["package", str(artifact.directory), "--target", "tensorrt", "--output", str(tmp_path / "package")]
     limits = ["--max-batch", "2", "--max-context", "64", "--prefill-chunk", "16", "--plugin", str(plugin)]

@@ -21,7 +21,7 @@ from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int, ...]]:
-    """Put stand-ins in the place of compiled kernels, and a cache folder of the test's own; note what is compiled."""
+    """Replace compiled kernels by stand-ins, and the cache folder by a new one; return the compiled architectures."""
     asked: list[tuple[int, ...]] = []
 
     def compile_kernels(archs: tuple[int, ...], select: Any, **_: Any) -> list[CompiledKernel]:
@@ -46,7 +46,7 @@ def test_the_library_is_where_build_looks_for_it(compiled: list[tuple[int, ...]]
     plugin_build.check_plugin(default_library())
 
 
-def test_architectures_and_output(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+def test_architectures_and_output_are_those_given(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
     target = tmp_path / "own" / "plugin.so"
     result = CliRunner().invoke(main, ["plugin", "build", "--arch", "8.6, 90", "-o", str(target)])
     assert result.exit_code == 0, result.stderr
@@ -62,7 +62,7 @@ def test_architectures_and_output(compiled: list[tuple[int, ...]], tmp_path: Pat
         ("64,300", "width 300"),
     ],
 )
-def test_head_widths_that_there_are_not(
+def test_unsupported_head_widths_are_refused(
     widths: str, said: str, compiled: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     target = tmp_path / "plugin.so"
@@ -74,7 +74,7 @@ def test_head_widths_that_there_are_not(
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)  # the library is put in its place by a rename, as in that of /dev/null
+    os.mkfifo(pipe)  # a library is written by a rename, which would replace the pipe
     result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(pipe)])
     assert (result.exit_code, compiled) == (2, []) and pipe.is_fifo()
     why = "it is no regular file. Name a file."
@@ -91,7 +91,7 @@ def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[in
         (["--arch", ","], "Kernels cannot be compiled for --arch ','; choose from 8.0, 8.6, 8.9, 9.0, 10.0, 12.0."),
     ],
 )
-def test_bad_lists(words: list[str], said: str, compiled: list[tuple[int, ...]]) -> None:
+def test_bad_lists_of_architectures_are_refused(words: list[str], said: str, compiled: list[tuple[int, ...]]) -> None:
     result = CliRunner().invoke(main, ["plugin", "build", *words])
     assert result.exit_code == 2 and compiled == []
     assert result.stderr == f"Error: {said}\n"
@@ -105,7 +105,7 @@ def test_the_library_for_onnxruntime_is_built_without_pytorch(tmp_path: Path) ->
     assert ran.returncode == 2 and "CXX=no-such-compiler" in ran.stderr and "Traceback" not in ran.stderr
 
 
-def test_what_is_missing_shows_before_the_long_compilation(
+def test_a_missing_compiler_is_reported_before_the_long_compilation(
     compiled: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -105,7 +105,7 @@ assert "numpy" in sys.modules
 
 
 def shown(code: str, given: dict[str, str], *names: str) -> str:
-    """Run code in a process whose environment has of some names only what is given; return their values then."""
+    """Run code in a process whose environment has, of ``names``, only those ``given``; return their values after it."""
     kept = {name: value for name, value in os.environ.items() if name not in names}
     show = f"print(*(os.environ.get(name) for name in {names}))"
     found = subprocess.run(
@@ -128,7 +128,7 @@ def shown(code: str, given: dict[str, str], *names: str) -> str:
     ],
     ids=["fresh", "chosen", "loaded", "verify"],
 )
-def test_it_is_set_before_the_libraries_are_loaded(code: str, given: dict[str, str], wanted: str) -> None:
+def test_idle_threads_are_set_up_before_libraries_are_loaded(code: str, given: dict[str, str], wanted: str) -> None:
     assert shown(code, given, *NAMES) == wanted
 
 
@@ -152,5 +152,5 @@ except SystemExit:
     ],
     ids=["fewer", "all", "chosen", "loaded"],
 )
-def test_no_more_than_this_process_may_use(code: str, given: dict[str, str], wanted: str) -> None:
+def test_threads_are_limited_to_those_this_process_may_use(code: str, given: dict[str, str], wanted: str) -> None:
     assert shown(code, given, "OMP_NUM_THREADS") == wanted

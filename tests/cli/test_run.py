@@ -123,7 +123,7 @@ def test_words_that_the_tokenizer_does_not_know_are_named(with_tokenizer: Path) 
     assert "does not know" not in run(with_tokenizer, "--prompt", "w5 w9", "-n", 1).stderr
 
 
-def test_a_tokenizer_that_panics_is_one_error_line(with_tokenizer: Path) -> None:
+def test_a_tokenizer_that_panics_gives_one_error_line(with_tokenizer: Path) -> None:
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 
     path = str(with_tokenizer / "tokenizer.json")

@@ -46,5 +46,5 @@ def test_every_field_has_its_option() -> None:
         ("--min-p 2", "min_p must be 0 to 1"),
     ],
 )
-def test_wrong_values(words: str, said: str) -> None:
+def test_wrong_values_are_refused(words: str, said: str) -> None:
     assert said in str(run(words).exception) and seen == []

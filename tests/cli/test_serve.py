@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
 
-def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
+def test_options_whose_help_names_ray_are_declared_for_ray() -> None:
     rays = {each.name for each in command.params if (getattr(each, "help", None) or "").startswith("With ray")}
     assert rays == set(ENGINE_OPTIONS["ray"])
 
@@ -41,13 +41,13 @@ def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
         (["--host", "0.0.0.0", "--allow-host", "x"], "--allow-host is for a server without API keys that listens on"),
     ],
 )
-def test_options_that_cannot_be(with_tokenizer: Path, options: list[str], message: str) -> None:
+def test_impossible_options_are_refused(with_tokenizer: Path, options: list[str], message: str) -> None:
     result = CliRunner().invoke(main, ["serve", str(with_tokenizer), "--port", "0", *options])
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 
 
-def test_key_files(with_tokenizer: Path, tmp_path: Path) -> None:
+def test_bad_key_files_are_refused(with_tokenizer: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
 
     def message(text: bytes, mode: int = 0o600) -> str:
@@ -66,7 +66,7 @@ def test_key_files(with_tokenizer: Path, tmp_path: Path) -> None:
     assert "'utf-8' codec can't decode byte" in message(b"\xff\xfe")
 
 
-def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) -> None:
+def test_a_folder_without_artifact_or_tokenizer_is_refused(tmp_path: Path, artifact_copy: Path) -> None:
     assert CliRunner().invoke(main, ["serve", str(tmp_path)]).exit_code == 2
     result = CliRunner().invoke(main, ["serve", str(artifact_copy)])
     assert (result.exit_code, "has no tokenizer.json" in result.stderr) == (2, True)
@@ -80,12 +80,12 @@ def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) 
         ({"options": ""}, "Missing argument"),
         ({"options": "ARTIFACT --rows many"}, "is not a valid integer"),
         ({"options": "ARTIFACT 'a"}, "No closing quotation"),
-        ({"options": "ARTIFACT --port 80"}, "--port has no meaning here"),
+        ({"options": "ARTIFACT --port 80"}, "--port cannot be set here"),
         ({"options": "ARTIFACT --replicas 2 --max-replicas 3"}, "not both"),
         ({"options": "nowhere"}, "nowhere"),
     ],
 )
-def test_configurations_of_ray_that_cannot_be(with_tokenizer: Path, args: dict[str, str], message: str) -> None:
+def test_impossible_configurations_of_ray_are_refused(with_tokenizer: Path, args: dict[str, str], message: str) -> None:
     pytest.importorskip("ray", reason="the extra ray")
     given = {name: text.replace("ARTIFACT", str(with_tokenizer)) for name, text in args.items()}
     with pytest.raises(LucidError, match=message):

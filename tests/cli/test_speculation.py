@@ -52,8 +52,8 @@ def test_a_draft_artifact_drafts(generate: Callable[..., dict[str, Any]], export
 
 
 @pytest.mark.parametrize("words", [1, 9])
-def test_a_batch_counts_no_token_behind_a_stop_string(with_tokenizer: Path, tmp_path: Path, words: int) -> None:
-    """Alone, nothing is chosen behind it: a batch of one row counts the same."""
+def test_a_batch_counts_no_token_after_a_stop_string(with_tokenizer: Path, tmp_path: Path, words: int) -> None:
+    """A single run chooses no token after a stop string; a batch of one row counts the same tokens."""
     options = ["-n", 24, "--ignore-eos", "--speculate", "draft", "--draft", with_tokenizer]  # it drafts for itself
     whole = run(with_tokenizer, "--prompt", "w5 w17 w80", *options).stdout.split()
     stop = ["--stop", " " + " ".join(whole[words : words + 2])]
@@ -67,6 +67,6 @@ def test_a_batch_counts_no_token_behind_a_stop_string(with_tokenizer: Path, tmp_
     assert found["speculation"]["accepted"] == single["speculation"]["accepted"] < len(single["ids"])
 
 
-def test_drafters_that_fail_are_said() -> None:
+def test_failed_drafters_are_counted_in_the_text() -> None:
     assert drafts_text(DraftCounts(9, 4)) == "4 of 9 drafted tokens accepted"
     assert drafts_text(DraftCounts(9, 4, 1, 2)) == "4 of 9 drafted tokens accepted, 1 near ties, 2 drafters failed"

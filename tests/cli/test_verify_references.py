@@ -23,13 +23,13 @@ def message(result: Any) -> str:
 
 @pytest.fixture
 def example(exported: Any, tmp_path: Path) -> tuple[Path, Path, Path]:
-    """An artifact, a golden file that it is right by, and one recorded with training's diagonal."""
+    """An artifact, a golden file that agrees with it, and one recorded with training's diagonal, which does not."""
     checkpoint, artifact = exported(max_position_embeddings=48)
     right = record_lucid(checkpoint, tmp_path / "right.safetensors", tokens=20)
     return artifact.directory, right, record_lucid(checkpoint, tmp_path / "wrong.safetensors", "training", tokens=20)
 
 
-def test_a_golden_file_that_agrees(example: tuple[Path, Path, Path]):
+def test_a_golden_file_that_agrees_passes(example: tuple[Path, Path, Path]):
     artifact, right, _ = example
     result = run(artifact, "--golden", right)
     assert result.exit_code == 0, result.output
@@ -37,7 +37,7 @@ def test_a_golden_file_that_agrees(example: tuple[Path, Path, Path]):
     assert "against the golden file" in words.partition("Parts of")[0] and "golden file (passed)" in words
 
 
-def test_one_that_does_not(example: tuple[Path, Path, Path], tmp_path: Path):
+def test_a_golden_file_that_disagrees_fails(example: tuple[Path, Path, Path], tmp_path: Path):
     artifact, _, wrong = example
     result = run(artifact, "--golden", wrong, "--json", tmp_path / "out.json", "--report", tmp_path / "page.html")
     assert result.exit_code == 1

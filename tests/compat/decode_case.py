@@ -1,4 +1,4 @@
-"""A cache after a prefill, and tokens to decode behind it: for runtimes that run decode alone."""
+"""A cache after a prefill, and tokens to decode after it: for runtimes that run only the decode graph."""
 
 from __future__ import annotations
 

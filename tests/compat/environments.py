@@ -18,7 +18,7 @@ CHOICES = ("numpy>=1.26,<3",)
 
 @contextmanager
 def _still_to_make(folder: Path) -> Iterator[bool]:
-    """Give whether an environment is still to be made, and note that it is; other workers wait meanwhile."""
+    """Yield whether an environment must still be made, then mark it as made; other workers wait meanwhile."""
     HOME.mkdir(parents=True, exist_ok=True)
     done = folder / ".done"
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:

@@ -14,7 +14,7 @@ warnings.simplefilter("ignore")
 
 
 def main() -> None:
-    """Hold the layers written out against themselves around the published recurrence; exit with what differs."""
+    """Compare our written-out layers with the same layers around the published recurrence; exit with what differs."""
     from fla.models.delta_net import DeltaNetConfig, DeltaNetForCausalLM
     from fla.models.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
     from fla.ops.delta_rule.naive import delta_rule_recurrence
@@ -38,7 +38,7 @@ def main() -> None:
         published = model.logits(ids, gated if model.gated else plain)
         own = model.logits(ids, plain_recurrence)
         if not (published - own).norm() <= EXACT * own.norm():
-            sys.exit(f"{name}: the published recurrence gives {(published - own).norm() / own.norm():.1e} else")
+            sys.exit(f"{name}: the published recurrence differs by {(published - own).norm() / own.norm():.1e}")
         if "attn" in model.raw:
             continue  # its attention needs flash-attn, which needs a GPU
         config, kind = (

@@ -111,7 +111,7 @@ def test_the_answer_is_that_of_onnxruntime(page: tuple[Page, Path, str], demo: C
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_byte_level_tokenizer_and_half_precision(
+def test_a_byte_level_tokenizer_gives_the_answer_of_onnxruntime(
     page: tuple[Page, Path, str], with_byte_level_tokenizer: Callable[..., Any], dtype: str
 ) -> None:
     artifact = with_byte_level_tokenizer(dtype)[1].directory

@@ -1,4 +1,4 @@
-"""tract and tinygrad run decode of ``export --inline``, rightly, and refuse prefill and functions."""
+"""tract and tinygrad run decode of ``export --inline`` correctly, and refuse prefill and functions."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_tinygrad_decodes(exported: Exported, tmp_path: Path) -> None:
         ("tinygrad", False, "decode", "'ai.lucid' is not a valid Domain"),
     ],
 )
-def test_what_is_refused(exported: Exported, runtime: str, inline: bool, stage: str, reason: str) -> None:
+def test_prefill_and_functions_refused(exported: Exported, runtime: str, inline: bool, stage: str, reason: str) -> None:
     assert reason in run(runtime, exported(inline=inline)[1].directory, stage)["refused"]

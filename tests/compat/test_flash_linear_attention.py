@@ -61,7 +61,7 @@ def check(given: Inputs, implementation: str, output: Tensor, state: Tensor) -> 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("tokens", [1, 64, 100])
-def test_gated(published, tokens: int, beta: str, decay: str, implementation: str) -> None:
+def test_the_gated_delta_rule_agrees(published, tokens: int, beta: str, decay: str, implementation: str) -> None:
     given = problem(tokens, beta, decay)
     *by_head, state = given
     query, key, value, log_decay, rate = (each.transpose(1, 2) for each in by_head)  # tokens before heads
@@ -72,7 +72,7 @@ def test_gated(published, tokens: int, beta: str, decay: str, implementation: st
 
 @pytest.mark.parametrize("implementation", ERROR)
 @pytest.mark.parametrize("beta", BETAS)
-def test_plain(published, beta: str, implementation: str) -> None:
+def test_the_plain_delta_rule_agrees(published, beta: str, implementation: str) -> None:
     given = problem(100, beta, "none")
     query, key, value, _, rate, state = given
     scaled = query * (SCALE * key.shape[3] ** 0.5)  # theirs divides by √D

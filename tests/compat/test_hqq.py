@@ -32,8 +32,8 @@ def published() -> Any:
 
 @pytest.mark.parametrize("block", [32, 128])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_same_numbers(bits: int, block: int, published: Any) -> None:
-    """Both in float32; the package divides where we multiply, so that a number half way may differ."""
+def test_weights_agree_with_the_package(bits: int, block: int, published: Any) -> None:
+    """Both in float32; the package divides where we multiply, so that a number near a tie may differ."""
     weight = torch.randn(48, 256, generator=torch.Generator().manual_seed(bits)) * 0.05
     blocks, top = weight.reshape(-1, block), 2**bits - 1
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)

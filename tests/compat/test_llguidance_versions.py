@@ -1,4 +1,4 @@
-"""Answers of a form with the oldest llguidance that pyproject allows; all other tests have the newest."""
+"""Constrained answers with the oldest llguidance that pyproject allows; all other tests have the newest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_version_is_the_end_of_what_pyproject_allows() -> None:
     assert extras["guided"][0] in extras["serve"]
 
 
-def test_answers_of_a_form_with_the_oldest() -> None:
+def test_constrained_answers_with_the_oldest_version() -> None:
     folder = packages_beside(f"llguidance=={OLDEST}")
     code = f"import llguidance; assert {str(folder)!r} in llguidance.__file__, llguidance.__file__"
     environment = {**os.environ, "PYTHONPATH": str(folder)}

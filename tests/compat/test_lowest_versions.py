@@ -1,4 +1,4 @@
-"""The bundled model with the lowest versions that pyproject allows of what exporting and running need.
+"""The bundled model, exported and run with the lowest versions of packages that pyproject allows.
 
 All other tests have the newest. PyTorch, several gigabytes, stays the one that is installed.
 """
@@ -50,7 +50,7 @@ def wanted(distribution: Distribution) -> Iterator[Requirement]:
             yield requirement
 
 
-def test_they_are_the_lowest_and_pip_could_install_them_together(folder: Path) -> None:
+def test_the_versions_are_the_lowest_and_fit_together(folder: Path) -> None:
     found = list(distributions(path=[str(folder)]))
     versions = {canonicalize_name(each.metadata["Name"]): each.version for each in found}
     for requirement in map(Requirement, (lowest(each) for each in DECLARED if each.name != "torch")):

@@ -77,7 +77,7 @@ def test_logits_are_those_of_float64(exported: Exported, tmp_path: Path, version
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("version", [OLDEST, BETWEEN, NEWEST])
-def test_static_caches_of_opset_23_run_in_all(exported: Exported, tmp_path: Path, version: str, level: str):
+def test_static_caches_of_opset_23_run_in_all_versions(exported: Exported, tmp_path: Path, version: str, level: str):
     checkpoint, artifact = exported(cache="static", opset=23)
     write_case(checkpoint, tmp_path / "case.npz")
     result = run(version, artifact, tmp_path / "case.npz", level)
@@ -87,7 +87,7 @@ def test_static_caches_of_opset_23_run_in_all(exported: Exported, tmp_path: Path
 
 
 @pytest.mark.parametrize("version", [OLDEST, BETWEEN, NEWEST])
-def test_inlined_graphs_run_alike(exported: Exported, tmp_path: Path, version: str):
+def test_inlined_graphs_run_in_all_versions(exported: Exported, tmp_path: Path, version: str):
     checkpoint, artifact = exported(inline=True)
     write_case(checkpoint, tmp_path / "case.npz")
     result = run(version, artifact, tmp_path / "case.npz", "ENABLE_ALL")

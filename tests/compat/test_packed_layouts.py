@@ -21,7 +21,7 @@ WEIGHT = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
 
 
 def functions_of(path: Path, *names: str) -> dict[str, Any]:
-    """Return some functions of a file whose imports are not all there."""
+    """Return some functions of a file whose imports are not all installed."""
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
     found: dict[str, Any] = {"torch": torch}

@@ -225,7 +225,7 @@ def test_markup_is_shown_as_text(visitor: Visitor, start: Start, artifacts: dict
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1000, "light"), (1000, "dark")])
-def test_widths_and_colours(
+def test_pages_fit_the_window_and_have_contrast(
     visitor: Visitor,
     start: Start,  # noqa: F811
     artifacts: dict[str, Path],  # noqa: F811

@@ -29,7 +29,7 @@ def polygraphy(folder: Path, *words: str) -> None:
 
 
 def test_the_wrong_node_is_found(exported: Callable[..., tuple[Path, Artifact]], plugin: Path, tmp_path: Path) -> None:
-    """As the package's README has it, with a fault in one of 80 nodes in the place of TensorRT."""
+    """As the package's README describes it; a fault in one of 80 nodes stands in for TensorRT."""
     options = TensorRtOptions(2, 64, 16, plugin)
     folder = package_tensorrt(exported()[1], tmp_path / "package", options)
     graph, recorded = "decode.functions.onnx", ["--load-inputs", "decode_inputs.json"]

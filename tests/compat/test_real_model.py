@@ -1,4 +1,4 @@
-"""A real pretrained model, SmolLM2-135M-Instruct: what the exported graphs say is what transformers says."""
+"""A real pretrained model, SmolLM2-135M-Instruct: the exported graphs answer as transformers does."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_answer_is_held_to_a_schema(artifact: Path, tmp_path: Path) -> None:
     assert set(found) == set(properties) and isinstance(found["is_capital"], bool)
 
 
-def test_lucid_put_into_it_costs_little(
+def test_lucid_in_some_layers_costs_little(
     checkpoint: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     """With the adapter in examples/convert, whose figures on more text are in its README."""

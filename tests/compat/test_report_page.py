@@ -15,7 +15,7 @@ from tests.parity.faults import change_weight
 
 pytestmark = pytest.mark.compat
 WIDTH = 1300
-# The headings of tables that are wider than what shows of them, and whether the page itself is too wide.
+# The headings of tables that do not fit their frames, and whether the page itself is too wide.
 TOO_WIDE = """new Promise((settled) => {
   const look = () => {
     if (document.readyState !== "complete" || !document.querySelector("table")) return setTimeout(look, 50);
@@ -33,7 +33,7 @@ TOO_WIDE = """new Promise((settled) => {
 
 
 @pytest.mark.parametrize("status", [0, 1], ids=["passed", "failed"])
-def test_its_tables_fit(tmp_path: Path, status: int) -> None:
+def test_the_tables_of_a_report_fit_the_window(tmp_path: Path, status: int) -> None:
     browser = find_browser()
     if browser is None:
         pytest.skip("not run: chromium is missing; Debian's package is chromium")

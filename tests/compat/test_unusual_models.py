@@ -31,8 +31,8 @@ pytestmark = pytest.mark.compat
 HERE = Path(__file__).parent
 LENGTH, PADDING, CHUNKS = 34, 5, (7, 1, 18)
 ODD = {**THREE, "vocab_size": 173, "hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}
-# By name: configuration, layers with LUCID, and a factor on the weights: with large ones the hybrid is so sensitive
-# that transformers' own float32 is 4e-5 off; so it is 1e-5.
+# By name: configuration, layers with LUCID, and a factor on the weights: with large weights the hybrid is so sensitive
+# that transformers' own float32 is 4e-5 off; with these it is 1e-5.
 MODELS: dict[str, tuple[Any, tuple[int, ...], float]] = {
     "windows": (
         lambda: Gemma3TextConfig(
@@ -99,7 +99,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("inline", [False, True], ids=["functions", "inline"])
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_onnxruntime(made: Made, version: str, inline: bool) -> None:
+def test_onnxruntime_gives_transformers_logits(made: Made, version: str, inline: bool) -> None:
     artifact = made.inline if inline else made.functions
     python = python_with(f"onnxruntime=={version}")
     assert error_of(python, HERE / "run_graphs.py", artifact.directory, made.case) == (
@@ -109,14 +109,14 @@ def test_onnxruntime(made: Made, version: str, inline: bool) -> None:
 
 
 @pytest.mark.parametrize("package", JAVASCRIPT)
-def test_javascript(made: Made, package: str) -> None:
+def test_javascript_gives_transformers_logits(made: Made, package: str) -> None:
     name, version = package.split("@")
     command = ["node", HERE / "run_graphs.cjs", name, made.functions.directory, made.case.with_suffix(".json")]
     assert error_of(*command, cwd=node_with(package)) == (version, pytest.approx(0, abs=ERROR))
 
 
 @pytest.mark.parametrize("version", OPENVINO)
-def test_openvino(made: Made, version: str) -> None:
+def test_openvino_gives_transformers_logits(made: Made, version: str) -> None:
     python = python_with(f"openvino=={version}")
     found, error = error_of(python, HERE / "run_openvino.py", made.inline.directory, made.case)
     assert found.startswith(version) and error <= ERROR
@@ -144,7 +144,7 @@ def axes(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def test_the_reference_evaluator(made: Made) -> None:
+def test_the_reference_evaluator_gives_transformers_logits(made: Made) -> None:
     stages = {stage: Evaluated(made.functions.graph_path(stage)) for stage in ("prefill", "decode")}
     with np.load(made.case) as given:
         error = feed(stages, given["ids"], given["mask"], given["chunks"].tolist(), given["logits"])

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def pin(case: Case, before: Pin | None) -> Pin:
-    """Return a case's tolerances and checksums; ValueError if it is too wide for any wrong kernel.
+    """Return a case's tolerances and checksums; ValueError if no wrong kernel fails the case.
 
     The order of sums, and with it a baseline, differs between processors: a tolerance from before stays if it is at
     most four times too large or too small.
@@ -57,7 +57,7 @@ def pin(case: Case, before: Pin | None) -> Pin:
         outputs = [old if new.tolerance / 4 <= old.tolerance <= 4 * new.tolerance else new for old, new in pairs]
     with_tolerances = dataclasses.replace(case, description=msgspec.structs.replace(case.description, outputs=outputs))
     if not any(failed_outputs(with_tolerances, kernels) for kernels in WRONG):
-        raise ValueError(f"No wrong kernel fails the case {case.name}: it is too wide. Take it out, or change it.")
+        raise ValueError(f"No wrong kernel fails the case {case.name}: remove it, or change it.")
     return Pin(outputs, checksums(case))
 
 
@@ -74,7 +74,7 @@ def kernel_errors(case: Case, kernels: type[PlainKernels]) -> dict[str, float]:
     computing = kernels(case.description.type)
     graph, errors = evaluated_graph(case.model, computing.operators()), dict.fromkeys(case.outputs, 0.0)
     for data in case.data_sets:
-        with np.errstate(all="ignore"):  # wrong kernels overflow, and what comes out is then found to be wrong
+        with np.errstate(all="ignore"):  # wrong kernels may overflow, which makes their error infinite
             found = graph(data.inputs)
         found = {name: _as_cached(name, array, computing) for name, array in found.items()}
         errors = {name: max(errors[name], relative_error(found[name], wanted)) for name, wanted in data.outputs.items()}
@@ -82,7 +82,7 @@ def kernel_errors(case: Case, kernels: type[PlainKernels]) -> dict[str, float]:
 
 
 def plain_model_errors(case: Case) -> dict[str, float]:
-    """Return how far plain arithmetic in the type of a whole model's case is off."""
+    """Return the errors of plain arithmetic, in the case's type, for a case of a whole model."""
     problem = next(each for each in MODEL_PROBLEMS if f"model_{each.name}" == case.name)
 
     def stored(array: Array) -> Array:

@@ -1,4 +1,4 @@
-"""A plain implementation in a type: dense, in float32, whose error against float64 the tolerances are derived from.
+"""A plain implementation for tensors of one type: dense, in float32. Its errors against float64 give the tolerances.
 
 Where tensors are float16 or bfloat16, it rounds what fast kernels for these types round: the weights E (to float16, or
 to tf32's 11 bits for bfloat16), and Y as it is stored. ``wrong_kernels.py`` changes one method at a time.
@@ -124,7 +124,7 @@ class PlainKernels:
         return self.expert_matmul(X, expert, (numbers * single(scales)[..., None]).reshape(*W.shape[:2], -1))
 
     def places(self, order: Array) -> Array:
-        """Return where each row's product stands among the sorted ones."""
+        """Return the index of each row's product among the products sorted by expert."""
         return np.argsort(order)
 
     def scatter_row(self, cache: Array, row: Array, index: Array) -> tuple[Array, ...]:
@@ -158,7 +158,7 @@ class PlainKernels:
         return np.asarray((weights / weights.sum(-1, keepdims=True)) @ values)
 
     def shift(self, width: int) -> Array:
-        """Return what is taken from the exponents, which makes the diagonal 1."""
+        """Return what is subtracted from the exponents, which makes the diagonal 1."""
         return np.asarray(np.sqrt(np.float32(width)))
 
     def taking_part(self, mask: Array, past: int) -> Array:
@@ -166,7 +166,7 @@ class PlainKernels:
         return mask[:, None, past:, None] & mask[:, None, None, :]
 
     def rounded(self, weights: Array) -> Array:
-        """Return E as it enters products."""
+        """Return E rounded as matrix multiplications read it."""
         if self.dtype == "float16":
             return weights.astype(np.float16).astype(np.float32)
         if self.dtype == "bfloat16":  # to tf32, which has 11 bits
@@ -182,23 +182,23 @@ class PlainKernels:
         return np.repeat(tensor, groups, axis=1)
 
     def softmax_keys(self, keys: Array) -> Array:
-        """Return the keys that queries meet."""
+        """Return the keys that queries are multiplied with."""
         return keys
 
     def cached_keys(self, keys: Array) -> Array:
-        """Return the keys of a model's cache as its graph puts them out."""
+        """Return the keys of a model's cache as its graph returns them."""
         return keys
 
     def seen_in_buffer(self, mask: Array) -> Array:
-        """Return which rows of a cache's buffer are tokens, as decoding takes it from the mask."""
+        """Return which rows of a cache's buffer decoding treats as tokens, given the mask."""
         return mask
 
     def decay_before_reading(self, decay: Array) -> Array:
-        """Return, over α, how much a token's own α counts in what it corrects."""
+        """Return a factor of the decayed state that a token's correction reads; 1 is right."""
         return np.ones_like(decay)
 
     def read_by_queries(self, weights: Array) -> Array:
-        """Return what each query reads of each correction, ``(B, H, N, N)``."""
+        """Return each query's weights of the corrections, ``(B, H, N, N)``."""
         return weights
 
     def kept_in_state(self, decay: Array) -> Array:

@@ -80,8 +80,8 @@ def output(tolerance: object, name: str = "O") -> list[object]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut("model.onnx"), "model.onnx is no whole ONNX model"),
-        (cut(f"{DATA}/input_0.pb"), "input_0.pb is no whole tensor"),
+        (cut("model.onnx"), "model.onnx is not a complete ONNX model"),
+        (cut(f"{DATA}/input_0.pb"), "input_0.pb is not a complete tensor"),
         (cut("case.json"), "case.json cannot be read"),
         (lambda folder: (folder / "model.onnx").unlink(), "model.onnx cannot be read: No such file"),
         (lambda folder: (folder / DATA / "output_1.pb").unlink(), "output_1.pb cannot be read: No such file"),

@@ -30,7 +30,7 @@ COMPARED = [each for each in PROBLEMS if each.dtype == "float32" and each.operat
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_both_say_the_same_in_float64(name: str) -> None:
+def test_formulas_agree_with_the_references_in_float64(name: str) -> None:
     for problem in (each for each in COMPARED if each.operator.name == name):
         inputs = [torch.from_numpy(array) for array in make_inputs(problem).values()]
         inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
@@ -43,7 +43,7 @@ def test_there_is_a_formula_for_each_operator_of_the_table() -> None:
     assert FORMULAS.keys() == {operator.name for operator in table.OPERATORS}
 
 
-def test_a_stored_cache_is_its_values() -> None:
+def test_a_stored_cache_counts_as_its_dequantized_values() -> None:
     problem = next(each for each in PROBLEMS if each.operator is table.DECODE_ATTENTION_INT8)
     q, k_new, v_new, k, y, k_scale, y_scale, mask = make_inputs(problem).values()
     found = FORMULAS[problem.operator.name](q, k_new, v_new, k, y, k_scale, y_scale, mask, epsilon=EPSILON)
@@ -54,7 +54,7 @@ def test_a_stored_cache_is_its_values() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_node_is_that_of_the_table() -> None:
+def test_graphs_have_the_nodes_of_the_table() -> None:
     for operator in table.OPERATORS:
         problem = next(each for each in PROBLEMS if each.operator is operator)
         model = operator_model(problem)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_needs_three_packages() -> None:
+def test_the_script_needs_only_three_packages() -> None:
     imported = {
         (node.names[0].name if isinstance(node, ast.Import) else str(node.module)).split(".")[0]
         for node in ast.walk(ast.parse(SCRIPT.read_text()))
@@ -98,7 +98,7 @@ def test_a_tolerance_that_is_no_number_passes_nothing(folder: Path) -> None:
     assert run("--cases", folder).returncode == 1
 
 
-def test_it_measures_as_the_toolkit_does() -> None:
+def test_errors_are_measured_as_in_the_toolkit() -> None:
     import numpy as np
 
     found, wanted = np.random.default_rng(0).standard_normal((2, 3, 4, 5))

@@ -20,7 +20,7 @@ from tests.conformance.wrong_kernels import PastOffByOne
 
 
 def opener(kernels: type[PlainKernels], spoil: Callable[[Any], Any] = lambda outputs: outputs) -> Opener:
-    """Return what opens graphs with kernels in Python."""
+    """Return a function that opens graphs with kernels in Python."""
 
     def open_graph(model: onnx.ModelProto) -> Graph:
         graph = evaluated_graph(model, kernels("float32").operators())
@@ -63,7 +63,7 @@ def test_a_wrong_runtime_fails() -> None:
     ],
     ids=["NaN", "another type", "another shape", "an exception"],
 )
-def test_what_is_wrong_is_said(spoil: Callable[[Any], Any], remark: str) -> None:
+def test_a_failed_case_says_what_is_wrong(spoil: Callable[[Any], Any], remark: str) -> None:
     result = run_case(make_case("decode_attention_repeated"), opener(PlainKernels, spoil))
     assert result.status == FAILED and remark in result.remark
     assert all(error is None or np.isfinite(error) for error in result.errors.values()), "JSON has no infinity"

@@ -1,4 +1,4 @@
-"""The tiny model's formulas: prefill in one, in two, and token by token, with and without buffers, are the same."""
+"""The tiny model's formulas give the same at once, in chunks and token by token, with growing caches and buffers."""
 
 from __future__ import annotations
 

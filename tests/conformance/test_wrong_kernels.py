@@ -35,21 +35,21 @@ def fails(kernels: type[PlainKernels], names: Iterable[str] = NAMES) -> bool:
     return any(failed_outputs(case(name), kernels) for name in names)
 
 
-def test_the_right_ones_pass_every_case() -> None:
+def test_the_plain_kernels_pass_every_case() -> None:
     assert not fails(PlainKernels)
 
 
 @pytest.mark.parametrize("kernels", WRONG, ids=lambda kernels: kernels.__name__)
-def test_a_wrong_one_fails(kernels: type[PlainKernels]) -> None:
+def test_a_wrong_kernel_fails_a_case(kernels: type[PlainKernels]) -> None:
     assert fails(kernels), f"no case finds: {kernels.__doc__}"
 
 
-def test_weights_in_bfloat16_are_found_in_bfloat16_itself() -> None:
-    """Where tensors have no more bits than the weights then have."""
+def test_weights_in_bfloat16_are_found_by_cases_in_bfloat16() -> None:
+    """There the tensors have no more bits than these weights."""
     assert fails(WeightsInBfloat16, (name for name in NAMES if name.endswith("bfloat16")))
 
 
-def test_a_buffer_s_row_is_found_in_a_model_and_alone() -> None:
+def test_a_stale_buffer_row_is_found_in_a_model_and_alone() -> None:
     assert fails(StaleBufferRow, ["model_decode_static"]) and fails(StaleBufferRow, ["scatter_row_buffer"])
 
 
@@ -95,10 +95,10 @@ def test_a_row_that_is_not_written_at_one_length_is_found(
     described = [case(name) for name in NAMES]
     cases = [each for each in described if (each.description.operator, each.description.type) == (operator.name, dtype)]
     passing = [length for length in lengths if not any(failed_outputs(each, kernels(length)) for each in cases)]
-    assert not passing, f"wrong at just so many {of}, and nothing is found"
+    assert not passing, f"kernels that are wrong at just these numbers of {of} are not found"
 
 
-def test_kernels_that_know_no_other_diagonal_are_found() -> None:
+def test_kernels_without_trainings_diagonal_are_found() -> None:
     class UnitDiagonal(PlainKernels):
         def precondition(self, *inputs: Any, **attributes: Any) -> Any:
             return super().precondition(*inputs[:5], EPSILON)
@@ -107,7 +107,7 @@ def test_kernels_that_know_no_other_diagonal_are_found() -> None:
     assert len(named) == 6 and all(failed_outputs(case(name), UnitDiagonal) for name in named)
 
 
-def test_an_error_is_that_of_the_worst_batch_row_and_no_number_passes() -> None:
+def test_an_error_is_that_of_the_worst_batch_row_and_nan_never_passes() -> None:
     ones = np.ones((2, 3, 4), np.float32)
     worse = ones.copy()
     worse[1] *= 1.5

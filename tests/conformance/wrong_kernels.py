@@ -1,4 +1,4 @@
-"""Sixteen kernels that are wrong, each as somebody once wrote it; each must fail at least one case."""
+"""Sixteen wrong kernels, each with a mistake that somebody once made; each must fail at least one case."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PastOffByOne(PlainKernels):
 
 
 class GroupedHeadsTiled(PlainKernels):
-    """Query head i meets key/value head i mod H, instead of i div G."""
+    """Query head i reads key/value head i mod H, instead of i div G."""
 
     def shared(self, tensor: Array, groups: int) -> Array:
         return np.tile(tensor, (1, groups, 1, 1))
@@ -102,14 +102,14 @@ class ShiftMissing(PlainKernels):
 
 
 class SoftmaxOverNormalizedKeys(PlainKernels):
-    """Queries meet K̂ instead of the raw keys."""
+    """Queries are multiplied with K̂ instead of the raw keys."""
 
     def softmax_keys(self, keys: Array) -> Array:
         return single(normalized(keys, EPSILON))
 
 
 class RowFinishedTooEarly(PlainKernels):
-    """The first row of a block of 32 is put out before the last row of the block before it has arrived."""
+    """The first row of a block of 32 is finished before the last row of the block before is subtracted."""
 
     def solve(self, weights: Array, right: Array) -> Array:
         early = weights.copy()
@@ -140,7 +140,7 @@ class LastTokenNotInState(PlainKernels):
 
 
 class ProductsInOrderOfExperts(PlainKernels):
-    """The products of experts stay in the order of experts instead of that of rows."""
+    """Products stay sorted by expert instead of returning to the order of the rows."""
 
     def places(self, order: Array) -> Array:
         return np.arange(len(order))

@@ -72,7 +72,7 @@ def test_the_bundled_checkpoint_answers_held_out_prompts(wrong_in_torch):
 
 
 def test_the_answers_depend_on_the_preconditioner(tokenizer):
-    """Otherwise right answers would say nothing about a solve that is wrong."""
+    """Otherwise right answers would not show that the solve is right."""
     lucid = load_model(DEMO)
     model = LucidForCausalLM(replace(lucid.config, attention_type="llama"))
     model.load_state_dict(lucid.state_dict())
@@ -130,7 +130,7 @@ def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tok
     [("lucid", ["--hybrid"], ("delta", "lucid", "delta")), ("llama", [], ("standard",) * 3)],
 )
 def test_the_training_script_writes_a_checkpoint(script, tmp_path, monkeypatch, attention, more, kinds):
-    """With one thread whatever it asks for: on a busy machine two wait for each other, for tens of seconds a case."""
+    """Runs with one thread, whatever the script sets: on a busy machine two would wait for each other for long."""
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     command = ["--output", str(tmp_path), "--attention", attention, "--steps", "3", "--prompts", "30", *more]

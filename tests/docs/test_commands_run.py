@@ -38,10 +38,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SHELL, PYTHON = ("", "bash", "sh"), "python"
 SHELL_WORDS = re.compile(r"[|<>&;$`*?~]|\blucid-deploy (plugin|build)\b")  # compilers run in their own process
-NO_SHELL_WORDS = re.compile(r"""'[^']*'|"[^"$`\\]*"|(?:^|\s)\#.*""")  # in quotes and comments they are none
+NO_SHELL_WORDS = re.compile(r"""'[^']*'|"[^"$`\\]*"|(?:^|\s)\#.*""")  # quoted text and comments
 HERE = re.compile(r"^cat > (?P<name>\S+) <<'END'\n(?P<text>.*?)^END\n", re.M | re.S)
 SETTING = re.compile(r"(\w+)=(\S*) ")
-# Lines of several pages that take long and leave nothing in the page's own folder with which it goes on.
+# Slow lines that occur on several pages, and write nothing into the page's folder that later lines need.
 ONCE = {
     "lucid-deploy verify ./artifact",
     "lucid-deploy plugin build --target onnxruntime",
@@ -125,7 +125,7 @@ class Reader:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[pytest.MonkeyPatch]:
-        """Make this process the reader's: one of its own would import everything again, and trace each model again."""
+        """Run in this process, in the reader's folder: a new process would import everything and trace models again."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             for name in ("PATH", "XDG_CACHE_HOME"):

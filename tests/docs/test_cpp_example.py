@@ -64,7 +64,7 @@ def test_the_program_answers(program: Path, demo: Callable[..., Artifact]) -> No
     assert run(program, artifact, 8, 2, *prompt) == (0, "72 114 \n", "")
 
 
-def test_it_ends_where_the_context_ends(program: Path, exported: Exported) -> None:
+def test_the_program_ends_where_the_context_ends(program: Path, exported: Exported) -> None:
     """As our own generation does: the last token that is chosen does not run any more."""
     artifact = exported(max_position_embeddings=20, logits="last")[1]
     prompt = [5, 9, 40, 5, 9, 40, 5, 9]
@@ -90,7 +90,7 @@ def test_it_ends_where_the_context_ends(program: Path, exported: Exported) -> No
         ([4, 2, 1, 97], "token id 97 is outside the vocabulary (0 to 96)"),
     ],
 )
-def test_numbers_that_are_none_are_refused(
+def test_arguments_that_are_no_valid_numbers_are_refused(
     program: Path, exported: Exported, arguments: list[object], said: str
 ) -> None:
     status, answer, error = run(program, exported()[1].directory, *arguments)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
-def test_it_copies_what_exists_and_all_that_a_wheel_needs() -> None:
+def test_the_dockerfile_copies_what_exists_and_all_that_a_wheel_needs() -> None:
     copied = {word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M) for word in line.split()}
     assert copied and all((ROOT / name).exists() for name in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -26,7 +26,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
-def test_the_contract_of_the_graphs() -> None:
+def test_the_page_shows_the_graphs_inputs_and_outputs() -> None:
     config = LucidConfig(7, 8, 8, 1, 2, 1, 4, 1e-5, 16)
     layers = describe(config, "float32")
     names = {1: "kv_heads", 4: "head_dim", 7: "vocab"}
@@ -45,14 +45,14 @@ def test_the_contract_of_the_graphs() -> None:
             assert documented[info.name] == ("cache" if cached else info.dtype, f"[{', '.join(map(str, shape))}]")
 
 
-def test_the_families() -> None:
+def test_the_page_shows_the_architectures_of_each_family() -> None:
     table = rows(page("docs/models.md"))
     shown = {kind.strip("`"): set(re.findall(r"`(\w+)`", classes)) for kind, classes, *_ in table}
     for name in BUILT_IN:
         assert shown[name] == set(family_named(name).architectures), name
 
 
-def test_what_runtimes_can_do() -> None:
+def test_the_page_shows_the_capabilities_of_runtimes() -> None:
     table = {what: cells for what, *cells in rows(page("docs/runtimes.md")) if len(cells) == 4}
     for column, name in enumerate(table[""]):
         [runtime] = [each for each in built_in_runtimes() if each.name == name.strip("`")]
@@ -70,7 +70,7 @@ def test_what_runtimes_can_do() -> None:
         }
 
 
-def test_what_was_tried_with_the_graphs() -> None:
+def test_the_page_shows_the_runtimes_that_were_tried() -> None:
     assert {len(cells) for cells in TABLE.values()} == {len(FORMS)}
     assert tabled() in page("docs/runtimes.md")
 
@@ -91,7 +91,7 @@ def test_make_demo_prints_what_the_pages_show() -> None:
     assert {line for line in shown.splitlines() if not line.startswith("Prompt:")} <= set(printed.splitlines())
 
 
-def test_the_wheels_of_this_version() -> None:
+def test_the_page_names_the_wheels_of_this_version() -> None:
     text = page("docs/install.md")
     assert f"lucid_deploy-{__version__}-py3-none-any.whl" in text
     assert re.search(rf"dist/lucid_deploy-{re.escape(__version__)}-py3-none-manylinux\w+\.whl\[cpu\]", text)

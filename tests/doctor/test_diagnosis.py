@@ -1,4 +1,4 @@
-"""A check tries the thing itself; what is missing or broken is its finding."""
+"""A check runs the package or tool itself and reports whether it is ok, missing or broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lucid_deploy.errors import LucidError
     ],
     ids=str,
 )
-def test_findings(error: Exception, package: str | None, status: str, remark: str) -> None:
+def test_errors_become_findings(error: Exception, package: str | None, status: str, remark: str) -> None:
     def fail() -> str:
         raise error
 
@@ -29,8 +29,8 @@ def test_findings(error: Exception, package: str | None, status: str, remark: st
     assert (found.status, found.remark, bool(found.version)) == (status, remark, package == "click")
 
 
-def test_what_works_is_tried_and_not_only_found() -> None:
-    """The solve of equal keys is known: each value less the one before it."""
+def test_packages_are_run_and_not_only_imported() -> None:
+    """The solve's result for equal keys is known: each value minus the one before it."""
     found = {check.name: run_check(check) for check in CHECKS if check.name in ("torch", "onnxruntime")}
     assert [finding.status for finding in found.values()] == ["ok", "ok"]
     assert found["torch"].remark.startswith("solves") and "small models correctly" in found["onnxruntime"].remark

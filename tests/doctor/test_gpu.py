@@ -1,4 +1,4 @@
-"""What TensorRT needs, line by line."""
+"""The checks of what TensorRT and GPUs need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_tensorrt_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert found.status == "broken" and "too old for engines, which need 1.7 or newer" in found.remark
 
 
-def test_a_driver_that_is_not_there_is_missing_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise LucidError("No CUDA driver was found. Do this.")
 
@@ -31,14 +31,14 @@ def test_a_driver_that_is_not_there_is_missing_and_no_failure(monkeypatch: pytes
     ("installed", "status", "remark"),
     [
         (("onnxruntime", "onnxruntime-gpu"), "broken", "both installed, into one folder"),
-        (("onnxruntime",), "missing", "takes the place of onnxruntime"),
+        (("onnxruntime",), "missing", "it replaces onnxruntime"),
         (("onnxruntime-gpu",), "ok", "providers: "),
     ],
 )
-def test_the_two_onnxruntimes(
+def test_onnxruntime_and_onnxruntime_gpu_exclude_each_other(
     installed: tuple[str, ...], status: str, remark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both own the folder onnxruntime; one command line switches."""
+    """Both install into the folder ``onnxruntime``; the remark has the command that keeps only onnxruntime-gpu."""
 
     def version(name: str) -> str:
         if name not in installed:

@@ -1,4 +1,4 @@
-"""The script that training code pastes: run on models of transformers and of nobody's, without the toolkit."""
+"""The script to paste into training code, on a model of transformers and on one of no package, without the toolkit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_command_runs_a_checkpoint_in_transformers_own_class(tmp_path: Path,
 
 
 class Own(torch.nn.Module):
-    """A model of nobody's: it returns logits alone, and is left in training."""
+    """A model of no package: it returns only logits, and must be left in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Own(torch.nn.Module):
         return self.table(ids) @ self.table.weight.T
 
 
-def test_a_model_that_returns_logits_alone(tmp_path: Path):
+def test_a_model_that_returns_only_logits_is_recorded(tmp_path: Path):
     model, ids = Own().train(), torch.arange(10).reshape(2, 5)
     rows = torch.zeros(2, 1, 5, 4)
     dump_golden(model, tmp_path / "g", input_ids=ids, layers=lambda: {3: (rows, rows)})

@@ -1,4 +1,4 @@
-"""The manifests in examples/kubernetes: what the server and the docs promise about probes and ends."""
+"""The manifests in examples/kubernetes: what the server and the docs promise about probes and shutdown."""
 
 from __future__ import annotations
 

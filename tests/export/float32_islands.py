@@ -19,7 +19,7 @@ SENSITIVE = {
 LAYERS = 2
 
 
-LINEAR = 7 * LAYERS  # products with weights; the head's is float32
+LINEAR = 7 * LAYERS  # multiplications by weights; the head's is in float32
 
 
 HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}

@@ -97,7 +97,7 @@ def test_the_library_computes_each_row_as_if_it_were_alone(made: dict[str, Any],
     assert b"AdapterMatMul" in session._changed_graph("decode")
 
 
-def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
+def test_adapters_fit_a_quantized_and_equalized_base(made: dict[str, Any], tmp_path: Path) -> None:
     quantize = QuantizeOptions("int8", equalize=True)
     slots: dict[str, Any] = {"adapters": made["adapters"], "max_adapters": 3, "max_adapter_rank": 5}
     options = ExportOptions("float16", cache="growing", quantize=quantize, **slots)
@@ -106,7 +106,7 @@ def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
     assert found[0] < 2e-2 and found.max() < 2 * found[0], "adapters add little to what rounding costs"
 
 
-def test_classes_of_transformers_have_adapters_of_each_row(tmp_path: Path) -> None:
+def test_classes_of_transformers_have_an_adapter_in_each_row(tmp_path: Path) -> None:
     checkpoint = tmp_path / "phi3"
     saved(small_config("phi3", num_hidden_layers=1, tie_word_embeddings=True), checkpoint).float().save_pretrained(
         checkpoint
@@ -177,13 +177,13 @@ def test_unknown_adapters_are_refused(made: dict[str, Any], exported: Any) -> No
     with pytest.raises(LucidError, match="no adapter 'three'; there are base, one, two"):
         session.adapter_id("three")
     for wrong in (3, -1, 4):
-        with pytest.raises(LucidError, match="there are 0 for base, 1 for one, 2 for two"):
+        with pytest.raises(LucidError, match="the model knows 0 for base, 1 for one, 2 for two"):
             session.prefill(IDS, session.empty_cache(3, np.array([0, 1, wrong])))
     with pytest.raises(LucidError, match="has no adapters, so there is no 'one'"):
         open_session(exported()[1], adapter="one")
 
 
-def test_removed_adapters_leave_their_place(made: dict[str, Any], tmp_path: Path) -> None:
+def test_removed_adapters_free_their_slots(made: dict[str, Any], tmp_path: Path) -> None:
     artifact = open_artifact(shutil.copytree(made["artifact"].directory, tmp_path / "artifact"))
     before = {path.name: path.read_bytes() for path in artifact.directory.iterdir() if path.name != "adapters.bin"}
     change_adapters(artifact, {}, ("one", "two"))

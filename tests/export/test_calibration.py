@@ -76,7 +76,7 @@ def test_bad_text_is_named(name: str, content: bytes | None, message: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> None:
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, make_checkpoint: Any) -> None:
     """The small checkpoint's vocabulary ends just before the largest token of the text."""
     import shutil
 
@@ -87,6 +87,6 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> N
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
     with pytest.raises(
-        LucidError, match=rf"id {largest}, outside the vocabulary \(0 to {largest - 1}\): it is another"
+        LucidError, match=rf"id {largest}, outside the vocabulary \(0 to {largest - 1}\): the tokenizer is"
     ):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)

@@ -28,7 +28,7 @@ class Module(torch.nn.Module):
 
 
 def test_captures_of_two_threads_leave_warnings_and_loggers_as_they_were() -> None:
-    """The second is asked for during the first, waits for it and ends after it."""
+    """The second capture starts during the first, waits for it and ends after it."""
     others: list[threading.Thread] = []
 
     def captured(compute: Callable[[Tensor], Tensor]) -> None:

@@ -34,7 +34,7 @@ def made(checkpoint: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("cleans", [None, False, True])
-def test_texts_that_transformers_cleans_up_are_said(cleans: bool | None, tmp_path: Path) -> None:
+def test_a_note_says_if_transformers_cleans_up_texts(cleans: bool | None, tmp_path: Path) -> None:
     source, building = tmp_path / "source", tmp_path / "building"
     source.mkdir()
     building.mkdir()
@@ -54,7 +54,7 @@ def test_texts_that_transformers_cleans_up_are_said(cleans: bool | None, tmp_pat
     assert all("by removing blanks (clean_up_tokenization_spaces in" in note for note in notes)
 
 
-def test_a_tokenizer_is_written_whole(checkpoint: Path) -> None:
+def test_added_tokens_are_written_into_tokenizer_json(checkpoint: Path) -> None:
     size = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab_size()
     (checkpoint / "added_tokens.json").write_text(json.dumps({"<tool>": size, "<odd>": 900}))
     check_tokenizer(checkpoint)
@@ -71,8 +71,8 @@ def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
-def test_a_tokenizer_of_another_form_is_refused(tmp_path: Path, name: str) -> None:
-    check_tokenizer(tmp_path)  # none at all is not
+def test_a_tokenizer_without_tokenizer_json_is_refused(tmp_path: Path, name: str) -> None:
+    check_tokenizer(tmp_path)  # having no tokenizer at all is allowed
     (tmp_path / name).write_text("")
     with pytest.raises(LucidError, match=rf"has {name} and no tokenizer\.json\. To make it, .*save_pretrained"):
         check_tokenizer(tmp_path)

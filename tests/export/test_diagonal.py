@@ -51,7 +51,7 @@ def make_mixed(path: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_graphs_are_the_model_with_that_diagonal(tmp_path: Path, built_library: Path) -> None:
+def test_graphs_compute_the_model_with_trainings_diagonal(tmp_path: Path, built_library: Path) -> None:
     """One-shot, chunked, decoded and padded, with rows and a ring in the cache."""
     model = make_mixed(tmp_path / "checkpoint")
     exact = logits_of(model, token_ids())
@@ -69,7 +69,7 @@ def test_graphs_are_the_model_with_that_diagonal(tmp_path: Path, built_library: 
 
 @pytest.mark.slow
 def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_path: Path) -> None:
-    """The own model has it too; golden files with the wrong one are refused."""
+    """Our own model has this diagonal too; a golden file with the other diagonal fails."""
     from tests.parity.recording_models import record_lucid
 
     checkpoint = with_small_keys(make_checkpoint(max_position_embeddings=48, num_hidden_layers=1))

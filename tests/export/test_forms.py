@@ -1,4 +1,4 @@
-"""One export with growing, static and inlined graphs: what it holds, and which form each taker picks."""
+"""One export with growing, static and inlined graphs: what it holds, and which form each runtime picks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of the c
     "lucid": ({}, {}),
     "mixed": (MIXED, {}),
     "int8 cache": ({}, {"cache_dtype": "int8"}),
-    "int4": (MIXED, {"quantize": QuantizeOptions("int4", activations="float")}),  # rounded inputs flip
+    "int4": (MIXED, {"quantize": QuantizeOptions("int4", activations="float")}),  # rounded inputs may differ at ties
     "opset 23": ({}, {"opset": 23}),
 }
 
@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
 
 
 def answers(artifact: Artifact) -> list[np.ndarray[Any, Any]]:
-    """Return logits of a padded batch, and of every step behind it."""
+    """Return logits of a padded batch, and of every step after it."""
     session = open_session(artifact, kernels="functions", threads=1)
     ids = np.random.default_rng(0).integers(0, 97, (2, 20))
     mask = np.ones(ids.shape, bool)

@@ -1,4 +1,4 @@
-"""Bodies of the operators: all are there, and what is sensitive in them is float32 in half-precision graphs too."""
+"""Bodies of the operators: all exist, and sensitive operators compute in float32 in half-precision graphs too."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_operators_stay_whole_and_have_bodies(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_bodies_have_the_tables_tensors(name: str) -> None:
+def test_bodies_have_the_inputs_and_outputs_of_the_table(name: str) -> None:
     [operator] = [each for each in OPERATORS if each.name == name]
     body = FUNCTIONS[name].to_function_proto()
     assert (body.domain, body.name) == (DOMAIN, operator.name)
@@ -86,8 +86,8 @@ def test_every_operator_of_an_artifact_has_a_body() -> None:
         ("DeltaRule", False, 2),
     ],
 )
-def test_loops_of_bodies(name: str, several: bool, count: int) -> None:
-    """Each states that it goes on, without which ONNX's ReferenceEvaluator runs it zero times, and carries one value:
+def test_loops_of_bodies_have_a_condition_and_carry_one_value(name: str, several: bool, count: int) -> None:
+    """Each has the condition true, without which ONNX's ReferenceEvaluator runs it zero times, and carries one value:
     the compiler writes several in the order of a set, which differs from process to process."""
 
     def loops(nodes: Any) -> Iterator[tuple[Any, set[str]]]:

@@ -71,7 +71,7 @@ def test_a_hybrid_hands_on_its_states(hybrid: Callable[..., Artifact]) -> None:
 
 
 def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTokenizer) -> None:
-    """Of equal lengths: genai 0.18 gives padding the mask of a token, whatever the model."""
+    """Rows have equal lengths, since genai 0.18 masks padding as if it were tokens, with any model."""
     _, artifact = with_byte_level_tokenizer()
     text = TextTokenizer(artifact.directory)
     rows = [text.encode(prompt)[:20] for prompt in TEXT]
@@ -82,7 +82,7 @@ def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTo
         assert [int(token) for token in running.get_sequence(index)][20:] == ours(artifact, row, 8)
 
 
-def test_static_caches_and_those_of_another_type_have_no_configuration(exported: Any) -> None:
+def test_static_caches_and_caches_of_another_type_get_no_genai_config(exported: Any) -> None:
     manifest = exported()[1].manifest
     assert is_supported(manifest) and "genai_config.json" in manifest.files
     assert not is_supported(replace(manifest, cache_dtype="float16"))

@@ -1,4 +1,4 @@
-"""What a checkpoint sets of ``generate``, held against what transformers does with it."""
+"""Notes on a checkpoint's settings of ``generate``, compared with what transformers does with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph's file: weights in the file beside it, bodies attached or in their places, and no traces of its making."""
+"""A graph's file: weights in the file beside it, bodies attached or inlined, and no metadata of the tracer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOOL = onnx.TensorProto.BOOL
 
 
 def made(weight: str = "scale") -> ir.Model:
-    """Values go through a weight and are solved; nodes have notes as the tracer writes them."""
+    """Values are multiplied by a weight and solved; nodes have metadata as the tracer writes it."""
     new, old = (FLOAT, ["batch", 2, "new", WIDTH]), (FLOAT, ["batch", 2, "past", WIDTH])
     inputs = {"k": new, "v": new, "k_past": old, "y_past": old, "mask": (BOOL, ["batch", "all"])}
     nodes = [
@@ -50,7 +50,7 @@ def written(folder: Path, found: ir.Model, inline: bool, stored: str = "scale") 
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_it_runs_with_its_weights_and_bodies(inline: bool, tmp_path: Path) -> None:
+def test_a_written_graph_runs_with_its_weights_and_bodies(inline: bool, tmp_path: Path) -> None:
     path = written(tmp_path, made(), inline)
     k, v = keys(0.9, 2, 2, PAST + NEW, WIDTH), torch.randn(2, 2, NEW, WIDTH).double()
     y_past = precondition(k[:, :, :PAST], torch.randn(2, 2, PAST, WIDTH).double(), implementation="reference")
@@ -74,7 +74,7 @@ def test_weights_are_where_the_plan_says_and_no_traces_are_left(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("inline", "bodies"), [(False, [PRECONDITION.name]), (True, [])])
-def test_bodies_are_attached_or_in_their_places(inline: bool, bodies: list[str], tmp_path: Path) -> None:
+def test_bodies_are_attached_or_inlined(inline: bool, bodies: list[str], tmp_path: Path) -> None:
     found = check_external_data(written(tmp_path, made(), inline))
     assert [function.name for function in found.functions] == bodies
     assert (DOMAIN in {item.domain for item in found.opset_import}) is not inline
@@ -82,7 +82,7 @@ def test_bodies_are_attached_or_in_their_places(inline: bool, bodies: list[str],
 
 
 @pytest.mark.parametrize(("tokens", "loops"), [("new", 2), (2, 2), (1, 0)])
-def test_nodes_of_one_new_token_get_a_body_of_one(tokens: str | int, loops: int, tmp_path: Path) -> None:
+def test_nodes_of_one_new_token_get_a_body_without_loops(tokens: str | int, loops: int, tmp_path: Path) -> None:
     rows, gates, state = ["batch", 2, tokens, WIDTH], ["batch", 2, tokens], ["batch", 2, WIDTH, WIDTH]
     shapes = dict(zip(DELTA_RULE.input_names, (rows, rows, rows, gates, gates, state), strict=True))
     outputs = dict(zip(DELTA_RULE.output_names, (rows, state), strict=True))

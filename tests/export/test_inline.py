@@ -27,8 +27,8 @@ def nodes(graph: Any) -> Iterator[Any]:
             yield from nodes(attribute.g)
 
 
-def test_they_compute_the_same_bit_for_bit(exported: Exported) -> None:
-    """Mixed ones with a static cache compute nearly the same in tests of an artifact's forms."""
+def test_inlined_graphs_compute_the_same_bit_for_bit(exported: Exported) -> None:
+    """Mixed layers with a static cache are compared in ``test_forms.py``, where they agree nearly."""
     whole, inlined = (exported(inline=inline)[1] for inline in (False, True))
     rng = np.random.default_rng(1)
     ids = rng.choice(rng.integers(0, 97, 9), (2, 50))
@@ -85,7 +85,7 @@ def test_what_needs_functions_is_refused(exported: Exported, options: RuntimeOpt
         open_session(exported(inline=True)[1], options)
 
 
-def test_layers_are_not_run_one_by_one(exported: Exported) -> None:
+def test_layers_of_inlined_graphs_cannot_be_isolated(exported: Exported) -> None:
     artifact = exported(inline=True)[1]
     with pytest.raises(LucidError, match="Layers cannot be isolated in the graphs of export --inline"):
         open_layers(open_session(artifact), artifact)

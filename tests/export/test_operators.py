@@ -1,4 +1,4 @@
-"""Schemas of the operators, and how the tracer makes nodes of PyTorch's."""
+"""Schemas of the operators, and how the tracer translates PyTorch's operators to nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DOMAIN, OPERATORS, VERS
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda each: each.name)
-def test_schemas_are_the_tables(operator: Operator) -> None:
+def test_schemas_agree_with_the_table(operator: Operator) -> None:
     found = schema(operator)
     assert (found.name, found.domain, found.since_version) == (operator.name, DOMAIN, VERSION)
     assert tuple(each.name for each in found.inputs) == operator.input_names

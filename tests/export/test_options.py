@@ -21,7 +21,7 @@ def test_a_static_cache_in_fp8_is_refused_before_anything_is_written(tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
-def test_an_existing_artifact_goes_only_with_overwrite(exported: Exported, artifact_copy: Path) -> None:
+def test_an_existing_artifact_is_replaced_only_with_overwrite(exported: Exported, artifact_copy: Path) -> None:
     checkpoint, _ = exported()
     (artifact_copy / "note.txt").write_text("mine")
     with pytest.raises(LucidError, match="--overwrite"):
@@ -61,7 +61,7 @@ def test_an_output_within_the_checkpoint_or_around_it_is_refused(tmp_path: Path)
     check_target(checkpoint, tmp_path / "models" / "artifact")
 
 
-def test_what_decides_what_is_exported_is_recorded(tmp_path: Path) -> None:
+def test_options_that_change_the_artifact_are_recorded(tmp_path: Path) -> None:
     recorded = ExportOptions("float16", overwrite=True, calibration=tmp_path).recorded()
     assert recorded["dtype"] == "float16" and recorded["calibration"] == str(tmp_path)
     assert not {"overwrite", "hub"} & recorded.keys()

@@ -35,7 +35,7 @@ def shapes(values: Any) -> dict[str, list[int | str]]:
 
 
 @pytest.mark.parametrize(("stage", "new"), [("prefill", "sequence"), ("decode", 1)])
-def test_graph_contract(exported: Exported, stage: str, new: int | str) -> None:
+def test_graphs_have_the_contracts_inputs_and_outputs(exported: Exported, stage: str, new: int | str) -> None:
     _, artifact = exported()
     graph = load(artifact, stage).graph
     past = ["batch", 2, "past_sequence", 36]
@@ -58,8 +58,8 @@ def test_graph_contract(exported: Exported, stage: str, new: int | str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float16", False), ("bfloat16", True)])
-def test_the_logits_are_a_float32_product(exported, dtype: str, tied: bool) -> None:
-    """Of the weight as it is stored, in the model's type, which nothing transposes on loading."""
+def test_the_head_computes_in_float32(exported, dtype: str, tied: bool) -> None:
+    """Its weight is stored in the model's type, cast in the graph, and not transposed on loading."""
     _, artifact = exported(dtype, tie_word_embeddings=tied)
     for stage in STAGES:
         model = typed(artifact.graph_path(stage))
@@ -87,7 +87,7 @@ LAYERS = (
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("cache", ["growing", "static"])
-def test_layers_of_any_kind_are_asked_for_what_they_cache(stage: str, cache: str) -> None:
+def test_graph_inputs_and_outputs_follow_the_layers_cached_tensors(stage: str, cache: str) -> None:
     inputs, outputs = graph_inputs(LAYERS, stage, cache), graph_outputs(LAYERS, 97, stage, "all", cache)
     shapes = {item.name: (item.dtype, item.shape) for item in inputs}
     static = stage == "decode" and cache == "static"
@@ -107,7 +107,7 @@ def test_layers_of_any_kind_are_asked_for_what_they_cache(stage: str, cache: str
     assert graph_outputs(LAYERS, 97, stage, "last", cache)[0].shape == ("batch", 1, 97)
 
 
-def test_transposed_are_the_weights_of_linear_layers(exported: Exported) -> None:
+def test_weights_of_linear_layers_are_stored_transposed(exported: Exported) -> None:
     """A tied embedding is read in both layouts, so it stays as it is."""
     for dtype, tied in (("float16", False), ("bfloat16", True)):
         _, artifact = exported(dtype, tie_word_embeddings=tied)

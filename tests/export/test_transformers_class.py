@@ -103,7 +103,7 @@ def test_a_mixture_of_experts_is_exported_with_lucid(mixture: Path) -> None:
         check_artifact(artifact)
 
 
-def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equal_scores_the_router_chooses_the_first(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's topk takes any of them; ONNX's the one with the lower number."""
 
     def first(x: torch.Tensor, k: int, dim: int = -1, **_: Any) -> Any:
@@ -132,7 +132,7 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
     [("qwen3_moe", QuantizeOptions("int4", method="distill")), ("gpt_oss", QuantizeOptions("int8"))],
 )
 def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path) -> None:
-    """gpt-oss stores them as (experts, in, out), and has sinks beside; rows to learn from choose some of them only."""
+    """gpt-oss stores experts as (experts, in, out) and has sinks; calibration rows reach only some of the experts."""
     types: dict[str, Any] = (
         {"num_hidden_layers": 1, "layer_types": ["full_attention"]} if kind == "gpt_oss" else MIXTURE
     )

@@ -58,7 +58,7 @@ def test_tensors_lie_in_order_on_pages_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_what_is_written_is_the_checkpoint(
+def test_written_tensors_are_the_checkpoints(
     dtype: str, make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each tensor is read once, while the file is written, so that one is in memory at a time."""
@@ -94,7 +94,7 @@ def test_what_is_written_is_the_checkpoint(
         ),
     ],
 )
-def test_numbers_that_are_none_are_refused(
+def test_values_that_are_not_finite_are_refused(
     value: float, dtype: str, said: str, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = make_checkpoint() / "model.safetensors"

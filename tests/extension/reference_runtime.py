@@ -27,10 +27,10 @@ class ReferenceSession(Session[Array]):
 
 
 class ReferenceRuntime(Runtime):
-    """Opens artifacts in it."""
+    """Opens artifacts in ONNX's ReferenceEvaluator."""
 
     name = "reference"
-    description = "ONNX's own evaluator, in numpy: slow, and nobody's kernels."
+    description = "ONNX's own evaluator, in numpy: slow, without kernels."
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
         return Capabilities(packages=("onnx",), install="onnx")

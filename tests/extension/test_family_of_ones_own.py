@@ -1,4 +1,4 @@
-"""A family defined here (other tensor names, one more norm) goes the whole way, and no file of the product knows it.
+"""A family defined here (other tensor names, one more norm) is exported, run and verified without changing the product.
 
 The checkpoint is written by a model of this file, in plain PyTorch, that shares nothing with the product.
 """
@@ -185,8 +185,8 @@ def test_the_model_is_the_original_in_float64(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("chunks", [(70,), (1, 33, 20)])
-def test_the_graphs_are_the_original(artifact: Artifact, chunks: tuple[int, ...]) -> None:
-    """Gates are what the original's own float32 costs."""
+def test_the_graphs_compute_the_original(artifact: Artifact, chunks: tuple[int, ...]) -> None:
+    """The gate is four times the error of the original in float32."""
     with torch.no_grad():
         exact = Original().double()(torch.from_numpy(tokens())).numpy()
         rounded = Original()(torch.from_numpy(tokens())).numpy()
@@ -200,12 +200,12 @@ def test_the_graphs_are_the_original(artifact: Artifact, chunks: tuple[int, ...]
     assert np.linalg.norm(logits[:, -1] - exact[:, -1]) <= 4 * np.linalg.norm(rounded[:, -1] - exact[:, -1])
 
 
-def test_it_is_verified(artifact: Artifact, checkpoint: Path) -> None:
+def test_the_artifact_is_verified(artifact: Artifact, checkpoint: Path) -> None:
     session = open_session(artifact, "onnxruntime", kernels="functions")
     assert verify_against(session, Checkpoint(checkpoint), VerifyOptions(steps=6)).passed
 
 
-def test_its_keys_are_checked_and_its_tensors_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_wrong_keys_and_tensors_of_the_family_are_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match="branch_gain"):
         parse_config({**RAW, "branch_gain": "a"}, "config.json")
     with pytest.raises(LucidError, match="branch_gian is 1"):
@@ -222,7 +222,7 @@ def test_its_keys_are_checked_and_its_tensors_named(checkpoint: Path, tmp_path: 
     assert "asks for [144, 48]" in str(caught.value)
 
 
-def test_families_of_the_toolkit_stay() -> None:
+def test_families_of_the_toolkit_cannot_be_replaced() -> None:
     with pytest.raises(LucidError, match="comes with lucid-deploy"):
         register_family(type("Other", (Branch,), {"model_type": "llama"})())
     with pytest.raises(LucidError, match="Family 'bramch' is not known; known are llama, delta_net"):

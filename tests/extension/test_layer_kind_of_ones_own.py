@@ -1,4 +1,4 @@
-"""A kind of layer defined here, behind a LUCID layer, goes the whole way and no file of the product knows it."""
+"""A kind of layer defined here, after a LUCID layer, is exported, run and verified without changing the product."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def allowed(checkpoint: Path, exact: TorchSession, ids: np.ndarray) -> float:
 
 
 def tokens(count: int, seed: int = 0) -> np.ndarray:
-    """Repeated ones among them."""
+    """Return tokens, some of them repeated."""
     rng = np.random.default_rng(seed)
     return rng.choice(rng.integers(0, 97, 11), (1, count))
 
 
-def test_the_kind_is_known_and_those_that_come_with_the_toolkit_stay():
+def test_the_kind_is_known_and_built_in_kinds_cannot_be_replaced():
     assert layer_kind("toy").name == "toy"
     with pytest.raises(LucidError, match="comes with lucid-deploy"):
         register_layer_kind(type("Other", (ToyKind,), {"name": "lucid"})())
@@ -112,7 +112,7 @@ def test_what_is_no_kind_or_family_is_refused():
     ("group", "find", "what"),
     [("layers", layer_kind, "layer kind"), ("families", family_named, "family")],
 )
-def test_packages_that_bring_a_broken_one_or_the_same_are_named(
+def test_packages_with_a_broken_or_duplicate_entry_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, find: Any, what: str
 ):
     monkeypatch.syspath_prepend(tmp_path)
@@ -152,7 +152,7 @@ def test_one_shot_chunks_and_decoding_agree_with_float64(session, exact, checkpo
         assert error(session.decode(column, mine), exact.decode(column, cache)) <= gate
 
 
-def test_padding_takes_no_part(session, exact, checkpoint):
+def test_padding_does_not_change_logits(session, exact, checkpoint):
     ids = tokens(12)
     left, right = np.pad(ids, ((0, 0), (5, 0))), np.pad(ids, ((0, 0), (0, 5)))
     mask = np.ones((2, 17), bool)

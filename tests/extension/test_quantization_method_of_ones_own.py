@@ -29,7 +29,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_it_is_found_and_its_numbers_are_in_the_artifact(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_the_method_is_found_and_its_numbers_are_stored(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     assert method_names()[-1] == "clipped"
     checkpoint = make_checkpoint(num_hidden_layers=1)
     words = ["export", str(checkpoint), "-o", str(tmp_path / "artifact"), "--quantize", "int4", "--method", "clipped"]
@@ -41,6 +41,6 @@ def test_it_is_found_and_its_numbers_are_in_the_artifact(make_checkpoint: MakeCh
     compare_weights(artifact, Checkpoint(checkpoint))
 
 
-def test_other_names_are_refused_with_those_that_there_are() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(LucidError, match=r"method 'clip' is not known; known are rtn, .*, distill, clipped"):
         find_method("clip")

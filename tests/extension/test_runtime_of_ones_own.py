@@ -43,7 +43,7 @@ def lucid_deploy(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_it_is_found_and_verified(small: Artifact) -> None:
+def test_the_runtime_is_found_and_verified(small: Artifact) -> None:
     assert "reference" in runtime_names()
     run = lucid_deploy("verify", small.directory, "--runtime", "reference", "--steps", "6", "--json", "-")
     assert run.exit_code == 0, run.output
@@ -59,7 +59,7 @@ def test_it_is_found_and_verified(small: Artifact) -> None:
     }
 
 
-def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_finds_a_fault_in_the_runtime(small: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded tokens are rotated as if they stood one place further on."""
     run_graph = ReferenceSession._run
 
@@ -71,14 +71,14 @@ def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.M
     assert run.exit_code == 1 and "layer 0 K" in run.stderr
 
 
-def test_it_generates_what_onnxruntime_does(small: Artifact) -> None:
+def test_the_runtime_generates_what_onnxruntime_does(small: Artifact) -> None:
     asked = ["run", small.directory, "--prompt-ids", "5,9,9,9,40,3", "-n", "12", "--ignore-eos", "--json"]
     ours, other = (json.loads(lucid_deploy(*asked, "--runtime", name).stdout) for name in ("reference", "onnxruntime"))
     assert ours["ids"] == other["ids"] and len(ours["ids"]) == 12
     assert (ours["runtime"], ours["provider"], ours["kernels"]) == ("reference", None, None)
 
 
-def test_it_runs_batches(small: Artifact, tmp_path: Path) -> None:
+def test_the_runtime_runs_batches(small: Artifact, tmp_path: Path) -> None:
     prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     lines = [{"prompt_ids": [3 + index] * (4 + 9 * index), "max_new_tokens": 3 + index} for index in range(4)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -91,7 +91,7 @@ def test_it_runs_batches(small: Artifact, tmp_path: Path) -> None:
     assert found[0] == found[1] and [len(found[0][line]) for line in sorted(found[0])] == [3, 4, 5, 6]
 
 
-def test_what_it_does_not_declare_is_refused(small: Artifact, exported: Exported) -> None:
+def test_capabilities_that_are_not_declared_are_refused(small: Artifact, exported: Exported) -> None:
     static = exported(cache="static")[1].directory
     for arguments, message in (
         ([static], "Runtime reference takes artifacts whose cache is growing"),

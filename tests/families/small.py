@@ -1,4 +1,4 @@
-"""Small models of every class of transformers, with random weights large enough that every part of it matters."""
+"""Small models of every class of transformers, with random weights so large that every part of a class matters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     "topk_group": 1,
     "default_language": "en_XX",
 }
-# Of classes whose keys and values come of a narrow projection; there are as many of them as of queries.
+# For classes whose keys and values come from a low-rank projection, with as many key/value heads as query heads.
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 24,

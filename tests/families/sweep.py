@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 RIGHT, REFUSED, WRONG, UNTRIED = "right", "refused", "wrong", "not tried"
 
 
-# Details of reasons that the page leaves out, so that equal ones stand together.
+# Details of reasons that the page leaves out, so that classes with equal reasons are listed together.
 _PLAIN = (
     (r"^it: (its class is not supported: )?", ""),
     (r"its experts \([\w.]+\) by", "its experts by"),
@@ -48,7 +48,7 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a class."""
+    """The outcome for a class."""
 
     kind: str
     name: str

@@ -1,6 +1,6 @@
 """A full disk, an error of the disk, half a write or read, and kill -9, at every call of an export and of a batch.
 
-What was there stays, what is new is whole, nothing half-written is left to anyone, and each fault is one line.
+Old output stays or new output is whole, nothing half-written is left, and each fault gives one error line.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def lines(outcome: dict[str, Any]) -> list[str]:
     return [line for line in outcome["message"].splitlines() if line.startswith("Error: ")]
 
 
-def test_an_export_is_the_old_one_or_the_new_one(
+def test_an_export_leaves_the_old_or_the_new_artifact(
     tmp_path_factory: pytest.TempPathFactory,
     tmp_path: Path,
     library: Path,

@@ -79,10 +79,10 @@ def faulty_runs(
 
     Args:
         root: Calls on files below it count.
-        job: Runs it.
-        prepare: Makes what a run starts from.
+        job: Runs the command once.
+        prepare: Restores what a run starts from.
         state: Says what is at the output; it may run the command once more.
-        every: Try every so many-th call only.
+        every: Try one of this many calls.
     """
     calls = library()
     for fault, (kinds, what) in FAULTS.items():
@@ -131,7 +131,7 @@ def digest(directory: Path) -> str:
 
 
 def export_job(root: Path, every: int) -> Iterator[Outcome]:
-    """Export over an older artifact, of traces that the run has; in the end there is the old one or the new one."""
+    """Export over an older artifact, with stored traces; in the end the old artifact is there, or the new one."""
     from lucid_deploy.export import trace as tracing
     from tests.remembered_traces import KEPT, name_of, unpacked
 
@@ -164,7 +164,7 @@ def export_job(root: Path, every: int) -> Iterator[Outcome]:
 
 
 def batch_job(root: Path, every: int) -> Iterator[Outcome]:
-    """Answer prompts; the same command then goes on, and every prompt has its answer once."""
+    """Answer prompts; then the same command continues, and every prompt has one answer."""
     output = root / "out" / "answers.jsonl"
     arguments = ["run", str(root / "artifact"), "--batch", str(root / "prompts.jsonl"), "--output", str(output)]
     arguments += ["--rows", "2", "--max-new-tokens", "3", "--threads", "1"]

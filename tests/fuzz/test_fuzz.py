@@ -148,13 +148,13 @@ READERS: dict[str, tuple[str, Reader]] = {
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
-def test_the_corpus(path: Path) -> None:
+def test_the_corpus_is_read_or_refused(path: Path) -> None:
     name, read = READERS[path.name.partition("-")[0]]
     on_disk(path.read_bytes(), name, read)
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_any_bytes(kind: str) -> None:
+def test_any_bytes_are_read_or_refused(kind: str) -> None:
     name, read = READERS[kind]
 
     @fuzzed
@@ -167,11 +167,11 @@ def test_any_bytes(kind: str) -> None:
 
 @fuzzed
 @given(mutated(TINY))
-def test_a_configuration_that_was_changed(content: bytes) -> None:
+def test_a_changed_configuration_is_read_or_refused(content: bytes) -> None:
     on_disk(content, "config.json", configuration)
 
 
-def test_a_manifest_that_was_changed(exported: Any) -> None:
+def test_a_changed_manifest_is_read_or_refused(exported: Any) -> None:
     good = json.loads((exported()[1].directory / "lucid.json").read_text())
 
     @fuzzed
@@ -194,31 +194,31 @@ def is_json(content: bytes) -> bool:
 
 @fuzzed
 @given(st.lists(mutated({"prompt_ids": [1, 2], "id": "a", "temperature": 0.5, "stop": ["."]}), max_size=4))
-def test_lines_of_prompts(lines: list[bytes]) -> None:
+def test_changed_lines_of_prompts_are_read_or_refused(lines: list[bytes]) -> None:
     on_disk(b"\n".join(lines), "prompts.jsonl", prompts)
 
 
 @fuzzed
 @given(st.lists(mutated({"line": 1, "id": None, "text": "a", "error": None}), max_size=4))
-def test_lines_of_answers(lines: list[bytes]) -> None:
+def test_changed_lines_of_answers_are_read_or_refused(lines: list[bytes]) -> None:
     on_disk(b"\n".join(lines), "answers.jsonl", answers)
 
 
 @fuzzed
 @given(mutated({"model": "m", "prompt": "a", "max_tokens": 5, "stop": ["x"], "stream": False}))
-def test_bodies_of_completions(content: bytes) -> None:
+def test_changed_bodies_of_completions_are_read_or_refused(content: bytes) -> None:
     on_disk(content, "body", body(CompletionRequest))
 
 
 @fuzzed
 @given(mutated({"model": "m", "messages": [{"role": "user", "content": "a"}], "top_p": 0.5}))
-def test_bodies_of_chats(content: bytes) -> None:
+def test_changed_bodies_of_chats_are_read_or_refused(content: bytes) -> None:
     on_disk(content, "body", body(ChatRequest))
 
 
 @fuzzed
 @given(mutated({"model": "m", "input": [{"role": "user", "content": "a"}], "text": {"format": {"type": "text"}}}))
-def test_bodies_of_responses(content: bytes) -> None:
+def test_changed_bodies_of_responses_are_read_or_refused(content: bytes) -> None:
     on_disk(content, "body", body(ResponseRequest))
 
 
@@ -231,11 +231,11 @@ HEADER = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [97, 64], "data
     st.integers(-9, 9),
 )
 @example(json.dumps({"x": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 8]}}).encode(), 0)
-def test_headers_of_safetensors(header: bytes, off: int) -> None:
+def test_changed_headers_of_safetensors_are_read_or_refused(header: bytes, off: int) -> None:
     on_disk(struct.pack("<Q", max(0, len(header) + off)) + header + bytes(64), "model.safetensors", weights)
 
 
-def test_a_case_of_conformance_that_was_changed() -> None:
+def test_a_changed_conformance_case_is_read_or_refused() -> None:
     good = json.loads((good_case() / "case.json").read_text())
 
     @fuzzed
@@ -247,7 +247,7 @@ def test_a_case_of_conformance_that_was_changed() -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", f"{DATA}/input_1.pb", f"{DATA}/output_0.pb"])
-def test_a_file_of_a_case_with_other_bytes(name: str) -> None:
+def test_changed_files_of_a_conformance_case_are_read_or_refused(name: str) -> None:
     good = (good_case() / name).read_bytes()
 
     @fuzzed

@@ -33,13 +33,13 @@ REFUSED: dict[str, Any] = {
 def test_a_keyword_that_cannot_be_enforced_is_named(name: str) -> None:
     for schema in (REFUSED[name], {"type": "array", "items": REFUSED[name]}):
         if name == "x-guidance" and "items" in schema:
-            continue  # it has a meaning at the top alone
+            continue  # x-guidance has a meaning at the top level only
         with pytest.raises(LucidError, match=name) as caught:
             from_json_schema(schema)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_names_that_are_spelled_like_keywords_are_names() -> None:
+def test_property_names_and_data_like_keywords_are_accepted() -> None:
     for schema in ({"properties": {"dependencies": {}}}, {"const": {"minProperties": 5}}, {"enum": [{"extends": 1}]}):
         from_json_schema(schema)
     from_json_schema({"type": "object", "required": ["a", "b"], "minProperties": 2, "properties": {"a": {}, "b": {}}})
@@ -60,12 +60,12 @@ def test_names_that_are_spelled_like_keywords_are_names() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_schemas_that_mean_nothing_or_too_much(schema: Any, said: str) -> None:
+def test_invalid_unsatisfiable_or_too_large_schemas_are_refused(schema: Any, said: str) -> None:
     with pytest.raises(LucidError, match=said):
         from_json_schema(schema)
 
 
-def test_a_schema_that_is_nested_deeply() -> None:
+def test_a_deeply_nested_schema_is_compiled_or_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(300):
         schema = {"items": schema}

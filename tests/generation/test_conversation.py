@@ -1,4 +1,4 @@
-"""A conversation gives the answers of each whole text run alone, but runs new tokens only."""
+"""A conversation gives the same answers as each whole text run alone, but runs new tokens only."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_each_answer_is_that_of_the_whole_text(session: Session[Any]) -> None:
     assert made.finish_reason == "length"
 
 
-def test_a_text_that_differs_goes_back_to_where_it_does(session: Session[Any]) -> None:
+def test_a_text_that_differs_reuses_the_cache_up_to_the_difference(session: Session[Any]) -> None:
     made = Conversation(session, 8, Sampling(), stop_at_eos=False)
     answer = list(made.answer(FIRST))
     rows_only = all(tensor.sort == "rows" for layer in session.layout for tensor in layer)
     other = [*FIRST, *answer[:3], 50, 51]  # as a template may write an answer in another way
     assert list(made.answer(other)) == alone(session, other, 8)
-    assert made.reused == (len(FIRST) + 3 if rows_only else len(FIRST))  # a full ring: back to the last prompt
+    assert made.reused == (len(FIRST) + 3 if rows_only else len(FIRST))  # with a full ring, back to the last prompt
     changed = [1, 2, *FIRST]
     assert list(made.answer(changed)) == alone(session, changed, 8)
     assert made.reused == 0
@@ -61,7 +61,7 @@ def test_a_text_that_differs_goes_back_to_where_it_does(session: Session[Any]) -
     assert list(made.answer(again)) == alone(session, again, 8)
 
 
-def test_an_answer_that_was_stopped(session: Session[Any]) -> None:
+def test_after_a_stopped_answer_the_cache_is_reused(session: Session[Any]) -> None:
     made = Conversation(session, 100, Sampling(), stop_at_eos=False)
     with closing(made.answer(FIRST)) as tokens:  # type: ignore[type-var]
         begun = list(islice(tokens, 3))
@@ -73,7 +73,7 @@ def test_an_answer_that_was_stopped(session: Session[Any]) -> None:
 
 @pytest.mark.parametrize("session", ["rows"], indirect=True)
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
-def test_an_answer_that_was_stopped_among_right_drafts(session: Session[Any], stop_after: int) -> None:
+def test_an_answer_stopped_among_right_drafts_keeps_only_taken_tokens(session: Session[Any], stop_after: int) -> None:
     """Right drafts that the caller did not take are no part of the conversation."""
     answer = alone(session, FIRST, 12)
 
@@ -93,7 +93,7 @@ def test_an_answer_that_was_stopped_among_right_drafts(session: Session[Any], st
     assert made.computed == 2
 
 
-def test_an_error_leaves_what_was_there(session: Session[Any]) -> None:
+def test_an_error_leaves_the_conversation_usable(session: Session[Any]) -> None:
     made = Conversation(session, 4, Sampling(), stop_at_eos=False)
     answer = list(made.answer(FIRST))
     with pytest.raises(LucidError, match="The context would be"):
@@ -104,7 +104,7 @@ def test_an_error_leaves_what_was_there(session: Session[Any]) -> None:
     assert list(made.answer(text)) == alone(session, text, 4)
 
 
-def test_seeds_count_up_and_begin_again(session: Session[Any]) -> None:
+def test_seeds_count_up_and_restart_after_a_reset(session: Session[Any]) -> None:
     made = Conversation(session, 6, Sampling(temperature=2.0, seed=7), stop_at_eos=False)
     first, second = list(made.answer(FIRST)), list(made.answer(FIRST))
     assert first == alone(session, FIRST, 6, temperature=2.0, seed=7)
@@ -113,7 +113,7 @@ def test_seeds_count_up_and_begin_again(session: Session[Any]) -> None:
     assert (list(made.answer(FIRST)), made.reused) == (first, 0)
 
 
-def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]) -> None:
+def test_a_prompt_aborted_halfway_changes_no_later_answer(session: Session[Any]) -> None:
     class GivenUp(Exception):
         pass
 
@@ -122,7 +122,7 @@ def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]
 
     made = Conversation(session, 8, Sampling(), prefill_chunk=2, stop_at_eos=False)
     answer = list(made.answer(FIRST))
-    for change in (50, 51):  # back to where it differs, or to the end of the last prompt
+    for change in (50, 51):  # cut back to the difference, or to the end of the last prompt
         with pytest.raises(GivenUp):
             list(made.answer([*FIRST, *answer[:2], change, 7, 7, 7], give_up))
     text = [*FIRST, *answer[:3], 52]

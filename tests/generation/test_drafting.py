@@ -1,4 +1,4 @@
-"""Drafts from what a text repeats and from a second model, and what the modes of speculation need."""
+"""Drafts from repetitions in a text and from a second model, and the arguments of the modes of speculation."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def drafter_of(ids):
         ([1, 2, 3, 9, 1], 5, [2, 3]),  # after one repeated token, two are drafted at first
         ([1, 2, 3, 4, 5, 6, 9, 1, 2], 9, [3, 4, 5, 6]),  # after two, four
         ([1, 2, 3, 4, 5, 6, 9, 1, 2], 3, [3, 4, 5]),
-        ([1, 2, 9, 1, 3, 8, 1], 5, [3, 8]),  # the last place counts
+        ([1, 2, 9, 1, 3, 8, 1], 5, [3, 8]),  # the last occurrence counts
         ([1, 2, 3, 9, 5, 2, 3, 8, 1, 2, 3], 1, [9]),  # and the longest n-gram before it
         ([4, 4, 4], 8, [4, 4, 4, 4]),  # after the text's end, the copy itself is copied
         ([1, 2, 1, 2, 1], 5, [2, 1, 2, 1, 2]),
     ],
 )
-def test_what_is_proposed(ids, most, drafts):
+def test_lookup_proposes_what_followed_the_longest_repeated_n_gram(ids, most, drafts):
     assert drafter_of(ids).propose(most) == drafts
 
 
@@ -57,7 +57,7 @@ def test_a_proposal_stops_before_what_ends_the_answer(ends, drafts):
     assert drafter.propose(9) == drafts
 
 
-def test_the_longest_and_last_place_is_found_in_any_text():
+def test_the_last_occurrence_of_the_longest_n_gram_is_found_in_any_text():
     """Few tokens repeat n-grams of all lengths; each text is searched token by token as well."""
     rng = np.random.default_rng(0)
     for case in range(600):
@@ -71,7 +71,7 @@ def test_the_longest_and_last_place_is_found_in_any_text():
         assert drafter_of(ids).propose(1) == ([ids[places[0]]] if places else []), ids
 
 
-def test_the_length_follows_what_is_accepted():
+def test_the_draft_length_follows_what_is_accepted():
     length = DraftLength(4)
     found = []
     for accepted in (4, 8, 15, 15, 6, 0):
@@ -82,13 +82,13 @@ def test_the_length_follows_what_is_accepted():
     assert [length.now() for _ in range(2)] == [0, 3]  # after a pause of one step
 
 
-def test_each_length_of_n_gram_learns_for_itself():
+def test_each_n_gram_length_has_its_own_draft_length():
     drafter = drafter_of([1, 2, 3, 9, 1])
     assert drafter.propose(5) == [2, 3]
     drafter.learn(2, 0)
-    assert drafter.propose(5) == []  # a single token is not trusted now
+    assert drafter.propose(5) == []  # drafts after a single token pause now
     drafter.add([2])
-    assert drafter.propose(5) == [3, 9, 1, 2]  # two are
+    assert drafter.propose(5) == [3, 9, 1, 2]  # drafts after two tokens do not
 
 
 def test_little_is_drafted_where_nothing_is_copied():
@@ -120,12 +120,12 @@ def greedy(session, ids, count):
     return list(Generation(session, ids, count, stop_at_eos=False))
 
 
-def test_it_drafts_what_it_would_answer(session):
+def test_a_draft_model_drafts_what_it_would_answer(session):
     drafter, text = ModelDrafter(session, 97), list(PROMPT)
     drafter.add(text)
     for right, other in ((4, 50), (0, 51), (2, 52), (1, 53), (3, 54)):
         drafts = drafter.propose(9)
-        while not drafts:  # it pauses where nothing was accepted
+        while not drafts:  # the drafter pauses after a proposal without accepted tokens
             drafts = drafter.propose(9)
         assert drafts == greedy(session, text, len(drafts))
         right = min(right, len(drafts))
@@ -137,7 +137,7 @@ def test_it_drafts_what_it_would_answer(session):
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_it_stops_before_what_ends_the_answer(session, monkeypatch, place):
+def test_a_draft_model_stops_before_what_ends_the_answer(session, monkeypatch, place):
     ran, decode = [], session.decode
     answer = greedy(session, PROMPT, 2)
     assert answer[0] != answer[1]
@@ -148,7 +148,7 @@ def test_it_stops_before_what_ends_the_answer(session, monkeypatch, place):
     assert drafter.propose(9) == ran == answer[:place]
 
 
-def test_it_stops_at_the_end_of_its_context_and_of_its_vocabulary(exported):
+def test_a_draft_model_stops_at_the_end_of_its_context_and_at_unknown_tokens(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     drafter = ModelDrafter(session, 97)
     drafter.add(list(range(5, 23)))
@@ -160,7 +160,7 @@ def test_it_stops_at_the_end_of_its_context_and_of_its_vocabulary(exported):
     assert drafter.propose(9) == []
 
 
-def test_a_token_it_does_not_know_is_seen_behind_rejected_drafts(exported):
+def test_an_unknown_token_after_rejected_drafts_stops_drafting(exported):
     session = open_session(exported()[1], "onnxruntime", kernels="functions")
     drafter = ModelDrafter(session, 200)
     drafter.add(PROMPT)
@@ -172,7 +172,7 @@ def test_a_token_it_does_not_know_is_seen_behind_rejected_drafts(exported):
     assert drafter.propose(9) == []
 
 
-def test_a_long_text_runs_in_chunks_one_at_each_chance(session, monkeypatch):
+def test_a_draft_model_reads_a_long_text_in_one_chunk_per_proposal(session, monkeypatch):
     ran, prefill = [], session.prefill
     monkeypatch.setattr(session, "prefill", lambda ids, cache: ran.append(ids.shape[1]) or prefill(ids, cache))
     drafter, text = ModelDrafter(session, 97), [*PROMPT, *PROMPT, *PROMPT]
@@ -195,7 +195,7 @@ def with_tokenizer(artifact, folder, **content):
     return open_artifact(folder)
 
 
-def test_tokenizers_are_compared(exported, tmp_path):
+def test_a_draft_model_with_another_tokenizer_is_refused(exported, tmp_path):
     artifact = exported()[1]
     one = with_tokenizer(artifact, tmp_path / "one", model={"vocab": {"a": 1}}, truncation=None)
     same = with_tokenizer(artifact, tmp_path / "same", model={"vocab": {"a": 1}}, truncation={"max_length": 9})
@@ -210,7 +210,7 @@ def test_tokenizers_are_compared(exported, tmp_path):
         check_draft(one, other)
 
 
-def test_layers_that_cannot_go_back_cannot_draft(exported):
+def test_a_draft_model_whose_cache_cannot_be_cut_back_is_refused(exported):
     with pytest.raises(LucidError, match=r"cannot draft: layer 2 .window. keeps the last 9 tokens only"):
         check_draft(exported()[1], exported(**MIXED)[1])
 
@@ -224,7 +224,7 @@ def test_every_mode_has_its_drafter(exported):
     assert isinstance(draft(), ModelDrafter) and draft() is not draft()
 
 
-def test_the_draft_model_runs_whole_and_is_closed(exported, monkeypatch):
+def test_the_draft_model_runs_without_ablation_and_is_closed(exported, monkeypatch):
     artifact, closed = exported()[1], []
     made = open_drafters("draft", artifact, artifact.directory, RuntimeOptions("torch", ablate="preconditioner"))
     plain, logits = open_session(artifact, "torch"), []
@@ -246,6 +246,6 @@ def test_the_draft_model_runs_whole_and_is_closed(exported, monkeypatch):
         ("draft", "nowhere", "There is no artifact at nowhere"),
     ],
 )
-def test_what_does_not_go(exported, mode, draft, message):
+def test_invalid_combinations_of_mode_and_draft_are_refused(exported, mode, draft, message):
     with pytest.raises(LucidError, match=message):
         open_drafters(mode, exported()[1], draft)

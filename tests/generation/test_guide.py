@@ -37,7 +37,7 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setup]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_expressions_choices_and_grammars(kind: str, setups: Callable[[str], Setup]) -> None:
+def test_answers_follow_expressions_choices_and_grammars(kind: str, setups: Callable[[str], Setup]) -> None:
     tokenizer, guides = setups(kind)
     words = kind == "word level"
     cases: list[tuple[Constraint, Callable[[str], object]]] = [
@@ -95,7 +95,7 @@ def test_without_an_end_token_an_answer_goes_on_while_it_can(setups: Callable[[s
     assert guide.allowed() is None
 
 
-def test_a_vocabulary_without_the_tokens_is_refused(setups: Callable[[str], Setup]) -> None:
+def test_a_constraint_that_no_token_fits_is_refused(setups: Callable[[str], Setup]) -> None:
     _, guides = setups("word level")
     for refuses in (guides.check, lambda constraint: guides.open(constraint).result().allowed()):
         with pytest.raises(NoTokenLeft, match="allows no token here"):
@@ -148,13 +148,13 @@ def test_an_answer_that_uses_up_a_lexer_ends_no_other_of_the_same_constraint(set
     assert letters(beside, 3) == 3
     alone = letters(opened(), 100)
     assert 10 < alone < 100, "the bound was not reached"
-    assert letters(beside, alone) == alone - 3  # one that runs goes on as far as alone …
-    assert letters(opened(), 10) == 10  # … and later ones
+    assert letters(beside, alone) == alone - 3  # a running answer goes as far as it does alone …
+    assert letters(opened(), 10) == 10  # … and so do later ones
     assert letters(opened(), 100) == alone
 
 
 @pytest.mark.parametrize("count", [3, 2_100, 10_000])  # llguidance's parser takes 2000 items at a time
-def test_any_number_of_choices_allows_what_one_of_them_goes_on_with(count: int, setups: Callable[[str], Setup]) -> None:
+def test_choices_allow_exactly_the_tokens_that_continue_one_of_them(count: int, setups: Callable[[str], Setup]) -> None:
     tokenizer, guides = setups("byte-level bpe")
     rng = np.random.default_rng(count)
     drawn = ["a" + "".join(rng.choice(list('ab\n"é漢 '), 12)) for _ in range(count - 3)]
@@ -176,7 +176,7 @@ def test_any_number_of_choices_allows_what_one_of_them_goes_on_with(count: int, 
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_bytes_together_are_the_text(kind: str, tmp_path: Path) -> None:
+def test_token_bytes_together_are_the_text(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     found = token_bytes(tokenizer, 340)
     assert len(found.first) == len(found.later) == 340 and found.later[339] == b""
@@ -191,7 +191,7 @@ def test_bytes_together_are_the_text(kind: str, tmp_path: Path) -> None:
 
 def test_a_decoder_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"fox</w>": 0, "red</w>": 1, "un": 2}, unk_token="un"))
-    tokenizer.decoder = decoders.BPEDecoder()  # a space behind every word but the last
+    tokenizer.decoder = decoders.BPEDecoder()  # adds a space after every word but the last
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(LucidError, match="cannot be held to a form"):
+    with pytest.raises(LucidError, match="cannot be constrained: the decoder"):
         token_bytes(TextTokenizer(tmp_path), 3)

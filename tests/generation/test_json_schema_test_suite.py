@@ -52,7 +52,7 @@ def takes(setup: Setup, constraint: Constraint, data: Any) -> bool:
 
 
 @pytest.mark.parametrize("keyword", SUITE)
-def test_what_is_taken_is_valid(keyword: str, setup: Setup) -> None:
+def test_allowed_values_and_finished_answers_are_valid(keyword: str, setup: Setup) -> None:
     refused, taken = 0, 0
     for number, group in enumerate(SUITE[keyword]):
         try:
@@ -66,6 +66,6 @@ def test_what_is_taken_is_valid(keyword: str, setup: Setup) -> None:
             assert valid or not found, (group["description"], data)
             taken += found
         text, complete = walk(setup[1], setup[0], constraint, number, most=150)
-        if complete and "p{" not in json.dumps(group["schema"]):  # classes of Unicode, which Python's expressions lack
+        if complete and "p{" not in json.dumps(group["schema"]):  # a Unicode class, which Python's re lacks
             jsonschema.Draft202012Validator(group["schema"]).validate(json.loads(text))
     assert (refused == len(SUITE[keyword])) == (taken == 0) == (keyword in NEVER), (refused, taken)

@@ -17,7 +17,7 @@ from tests.generation.store_integrity import check_integrity
 ROWS = CacheTensor("key", "float32", (2, 3))
 STATE = CacheTensor("recurrent_state", "float32", (2, 5), "state")
 RING = CacheTensor("value", "float32", (2, 3), "ring", 40)
-TEXT = [7, 3, 11, 3] * (4 * BLOCK // 4)  # equal blocks, one behind the other
+TEXT = [7, 3, 11, 3] * (4 * BLOCK // 4)  # four equal blocks in a row
 OTHER = [token + 1 for token in TEXT[:BLOCK]]
 
 
@@ -71,7 +71,7 @@ def found(store: PrefixStore, ids: list[int], owner: str = "", adapter: int = 0)
     return len(blocks)
 
 
-def test_a_text_is_found_by_its_whole_blocks_behind_the_same_beginning() -> None:
+def test_a_text_is_found_by_whole_blocks_after_the_same_beginning() -> None:
     store, _ = make()
     add(store, [*TEXT, 5, 5])
     assert store.tokens == len(TEXT)
@@ -81,7 +81,7 @@ def test_a_text_is_found_by_its_whole_blocks_behind_the_same_beginning() -> None
     assert store.find(TEXT, most=len(TEXT) - 1)[0].length == 3 * BLOCK
 
 
-def test_what_texts_begin_with_in_common_is_stored_once() -> None:
+def test_a_common_beginning_is_stored_once() -> None:
     store, _ = make()
     add(store, TEXT)
     add(store, [*TEXT, *OTHER])
@@ -112,7 +112,7 @@ def test_the_least_recently_used_leaf_is_dropped_first() -> None:
     assert (found(store, OTHER * 6), found(store, TEXT)) == (5, 1)
 
 
-def test_blocks_that_are_read_stay() -> None:
+def test_blocks_that_requests_read_are_not_dropped() -> None:
     store, _ = make(4 * BLOCK)
     add(store, TEXT)
     _, first = store.find(TEXT)
@@ -120,7 +120,7 @@ def test_blocks_that_are_read_stay() -> None:
     add(store, OTHER * 4)
     assert (found(store, TEXT), found(store, OTHER)) == (4, 0)
     store.release(first)
-    add(store, OTHER * 4)  # as many of its first blocks as there is room for
+    add(store, OTHER * 4)  # stores as many of the first blocks as fit
     assert (found(store, TEXT), found(store, OTHER * 4), store.readers) == (2, 2, 2)
     store.release(second)
     add(store, OTHER * 4)
@@ -131,7 +131,7 @@ def test_states_are_found_where_they_were_stored() -> None:
     store, _ = make(20 * BLOCK, ROWS, RING, STATE)
     assert not store.takes(BLOCK + 1) and store.takes(2 * BLOCK)
     add(store, TEXT[: 3 * BLOCK])
-    add(store, TEXT[:BLOCK])  # its rows are there, its state is not
+    add(store, TEXT[:BLOCK])  # the block's rows are stored already, its state is not
     add(store, TEXT)
     assert [found(store, TEXT[:count]) for count in (32, 64, 95, 96, 127, 128)] == [1, 1, 1, 3, 3, 4]
     add(store, [*TEXT, 5])
@@ -141,14 +141,14 @@ def test_states_are_found_where_they_were_stored() -> None:
     assert found(store, TEXT) == 4
 
 
-def test_states_count_as_much_as_they_hold() -> None:
+def test_states_count_by_their_memory() -> None:
     """A ring of 40 rows of 6 numbers and a state of 10 take the memory of two blocks of 32 rows."""
     store, _ = make(6 * BLOCK, ROWS, RING, STATE)
     add(store, TEXT)
     assert found(store, TEXT) == 4
     add(store, OTHER)
     assert (found(store, TEXT), found(store, OTHER)) == (0, 1)
-    add(store, OTHER * 5)  # never fits with its state: nothing is dropped for it
+    add(store, OTHER * 5)  # never fits with its state, so nothing is dropped to make room
     assert found(store, OTHER) == 1
     store, _ = make(2 * BLOCK, STATE)
     for text in (TEXT, OTHER, TEXT[:BLOCK]):
@@ -162,7 +162,7 @@ def test_impossible_budgets_are_refused(budget: int, message: str) -> None:
         make(budget)
 
 
-def test_only_whole_texts_are_stored() -> None:
+def test_a_cache_of_another_length_is_refused_and_less_than_a_block_is_not_stored() -> None:
     store, session = make()
     with pytest.raises(LucidError, match="one row without padding"):
         store.add(TEXT[:-1], session.cache(TEXT))

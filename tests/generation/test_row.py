@@ -16,7 +16,7 @@ EOS = 2
 
 
 class Eager:
-    """Proposes as many tokens as it may."""
+    """A drafter that proposes as many tokens as it may."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, int]] = []
@@ -111,7 +111,7 @@ def test_a_row_ends_at_the_context_and_where_logits_are_not_finite(chooser: Choo
     assert other.ids == [5, 6, 4]  # what ran before stays
 
 
-def test_a_row_that_is_left_has_what_was_asked_for(chooser: Chooser, counts: DraftCounts) -> None:
+def test_a_row_that_its_caller_abandons_keeps_only_taken_tokens(chooser: Chooser, counts: DraftCounts) -> None:
     one = row()
     choices = chooser.follow(one, [4, 7], logits(4, 7, 8))
     assert next(choices).token == 4
@@ -120,12 +120,12 @@ def test_a_row_that_is_left_has_what_was_asked_for(chooser: Chooser, counts: Dra
 
 
 @pytest.mark.parametrize(("rows", "most"), [(1, 15), (2, 15), (4, 7), (16, 1), (32, 0), (50, 0)])
-def test_many_rows_draft_little(rows: int, most: int, counts: DraftCounts) -> None:
+def test_more_rows_draft_fewer_tokens_each(rows: int, most: int, counts: DraftCounts) -> None:
     drafts = propose({number: row(100, drafter=Eager()) for number in range(rows)}, None, counts)
     assert {len(each) for each in drafts.values()} == {most}
 
 
-def test_rows_draft_within_their_answers_and_the_context(counts: DraftCounts) -> None:
+def test_drafts_stay_within_the_answer_and_the_context(counts: DraftCounts) -> None:
     rows = {1: row(100, 10, Eager()), 2: row(3, 10, Eager()), 3: row(1, 10, Eager()), 4: row(100, 10)}
     assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 7, 2: 2, 3: 0, 4: 0}
     rows[4].ids = [0] * 16
@@ -142,5 +142,5 @@ def test_a_drafter_that_fails_is_dropped_alone(
         assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 0, 2: 9, 3: 0}
     assert (rows[1].drafter, rows[3].drafter, counts.failures) == (None, None, 2)
     [record] = caplog.records  # one record for two failures
-    assert record.message == f"Drafting failed, the answer goes on without: {error}"
+    assert record.message == f"Drafting failed; the answer goes on without drafts: {error}"
     assert bool(record.exc_info) == isinstance(error, ValueError)

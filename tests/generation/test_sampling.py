@@ -53,11 +53,11 @@ LOGITS = np.log(PROBABILITIES).astype(np.float32)
         "min-p is never empty",
     ],
 )
-def test_filtered_probabilities(sampling: Sampling, expected: list[float]) -> None:
+def test_filters_give_the_expected_probabilities(sampling: Sampling, expected: list[float]) -> None:
     np.testing.assert_allclose(filtered_probabilities(LOGITS, sampling), expected, atol=1e-6)
 
 
-def test_of_equal_tokens_the_first_ones_are_kept() -> None:
+def test_filters_keep_the_first_of_equally_likely_tokens() -> None:
     for sampling in (Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.5)):
         assert filtered_probabilities(np.array([0.0, -np.inf, 0, 0, 0]), sampling).tolist() == [0.5, 0, 0.5, 0, 0]
 
@@ -92,7 +92,7 @@ def test_filters_are_those_of_transformers() -> None:
         assert 1 < np.count_nonzero(expected) < 150
 
 
-def test_a_sampler_counts_what_it_draws() -> None:
+def test_penalties_and_bad_words_count_drawn_tokens() -> None:
     greedy = Sampler(Sampling(presence_penalty=2.0), prompt_ids=[1])
     assert [greedy(LOGITS) for _ in range(4)] == [1, 3, 0, 1]  # 0.5, 0.3, 0.15, 0.05: ln 10 is above 2
     banned = Sampler(Sampling(bad_words=((1,), (3, 3))))
@@ -121,19 +121,19 @@ def test_only_allowed_tokens_are_drawn() -> None:
         ({"bad_words": ((1,), ())}, "at least one token"),
     ],
 )
-def test_settings_out_of_range(options: dict[str, Any], said: str) -> None:
+def test_settings_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(LucidError, match=said):
         Sampling(**options)
 
 
-def test_tokens_outside_the_vocabulary() -> None:
+def test_biases_and_bad_words_outside_the_vocabulary_are_refused() -> None:
     for sampling in (Sampling(logit_bias=((9, 1.0),)), Sampling(bad_words=((1, 9),)), Sampling(bad_words=((-1,),))):
         with pytest.raises(LucidError, match="outside the vocabulary"):
             sampling.check(9)
 
 
 @pytest.mark.parametrize("penalty", [0.01, 100.0])
-def test_the_strongest_repetition_penalties_leave_numbers_to_draw_from(penalty: float) -> None:
+def test_the_strongest_repetition_penalties_leave_finite_logits(penalty: float) -> None:
     logits = np.array([np.finfo(np.float32).max, np.finfo(np.float32).min, 0.0], np.float32)
     sampler = Sampler(Sampling(1.0, repetition_penalty=penalty, seed=0), prompt_ids=[0, 1, 2])
     assert sampler(logits) == 0
@@ -166,7 +166,7 @@ def test_repetition_is_that_of_transformers(penalty: float) -> None:
     assert {*(RAW[[3, 4, 17, 5, 9, 30]] > 0)} == {True, False}
 
 
-def test_presence_and_frequency_are_openai_s_formula() -> None:
+def test_presence_and_frequency_follow_openai_s_formula() -> None:
     expected = RAW.copy()
     for token in range(WORDS):  # mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence
         count = ANSWER.count(token)
@@ -199,7 +199,7 @@ def test_biases_come_before_penalties_as_in_vllm() -> None:
     assert found == (RAW[token] + 100) / 2 - 1
 
 
-def test_words_are_spelled_at_the_beginning_and_behind_a_space(tmp_path: Path) -> None:
+def test_a_bad_word_has_ids_with_and_without_a_space_before_it(tmp_path: Path) -> None:
     tokenizer = make("byte-level bpe", tmp_path)
     found = bad_word_ids(["fox"], tokenizer)
     assert {tokenizer.decode(list(word)) for word in found} <= {"fox", " fox"}
@@ -207,12 +207,12 @@ def test_words_are_spelled_at_the_beginning_and_behind_a_space(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("word", "said"), [("", "not empty"), ("  ", "not empty"), ("zebra", "no token for")])
-def test_words_that_cannot_be_spelled(word: str, said: str, tmp_path: Path) -> None:
+def test_empty_and_unknown_bad_words_are_refused(word: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=said):
         bad_word_ids([word], make("word level", tmp_path))
 
 
-def test_a_spelling_of_a_token_id_counts_once() -> None:
+def test_invalid_or_repeated_token_ids_in_logit_bias_are_refused() -> None:
     assert logit_bias({"5": 1.0, "12": -2}) == ((5, 1.0), (12, -2))
     for wrong in ({"5": 1.0, "05": 2.0}, {"-1": 1.0}, {"": 1.0}, {"٣": 1.0}, {"9" * 30: 1.0}, {"1.0": 1.0}):
         with pytest.raises(LucidError, match="logit_bias"):

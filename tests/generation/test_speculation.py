@@ -20,7 +20,7 @@ PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
 
 
 class Oracle(Drafter):
-    """Drafts the answer, but with a wrong token in every third place, and stops before no end token."""
+    """Drafts the answer, but every third token is wrong; end tokens do not stop a draft."""
 
     def __init__(self, answer):
         self._answer, self._said, self.heard = answer, 0, []
@@ -89,8 +89,8 @@ class Right(Oracle):
 
 
 @pytest.mark.parametrize("stop_after", [1, 6, 8])
-def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
-    """This holds also if the caller stops while drafts are left, as at a stop string."""
+def test_only_tokens_that_the_caller_took_count_as_accepted(session, stop_after):
+    """Drafts that are left when the caller stops, as at a stop string, do not count."""
     plain = list(generation(session))
     guessed = generation(session, Right(plain))
     tokens = iter(guessed)
@@ -99,7 +99,7 @@ def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
     assert guessed.drafts.accepted == sum(place % 6 != 0 for place in range(stop_after))
 
 
-def test_it_ends_where_the_context_ends(exported):
+def test_an_answer_with_drafts_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)
     tokens = list(plain)
@@ -109,7 +109,7 @@ def test_it_ends_where_the_context_ends(exported):
 
 
 class Markov:
-    """A model with five tokens, each of which depends on the last two; it holds the tokens, a cache only the mask."""
+    """A model with five tokens, whose logits depend on the last two. It keeps the tokens, its cache only the mask."""
 
     config = SimpleNamespace(vocab_size=5, eos_token_ids=())
     dtype, cache_dtype, rounded_inputs = "float32", "float32", None
@@ -196,12 +196,12 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling():
         (9.68, "float32", "int8", False),
     ],
 )
-def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second, dtype, cache_dtype, expected):
+def test_near_ties_are_gaps_within_the_rounding_of_the_model_and_its_cache(second, dtype, cache_dtype, expected):
     for logits in (np.array([1.0, 10.0, second]), np.array([second, 10.0, -2.0])):
         assert is_near_tie(logits, logits, near_share(dtype, cache_dtype)) is expected
 
 
-def test_what_scales_a_logit_scales_its_rounding():
+def test_a_repetition_penalty_widens_near_ties():
     adjusted, logits = np.array([10.0, 9.998, -1.0]), np.array([10.0, 5.0, -1.0])
     assert not is_near_tie(adjusted, logits, 1e-4)
     assert is_near_tie(adjusted, logits, 1e-4, 3.0) and is_near_tie(adjusted, logits, 1e-4, 1 / 3)
@@ -211,7 +211,7 @@ def test_what_scales_a_logit_scales_its_rounding():
     ("cache", "cache_dtype"),
     [("growing", "float16"), ("growing", "int8"), ("static", "int8")],
 )
-def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache, cache_dtype):
+def test_answers_with_rounded_caches_differ_only_at_near_ties(exported, cache, cache_dtype):
     """New tokens may see each other before they are rounded, so a token may differ where two are almost equal."""
     session, rng = open_session(exported(cache=cache, cache_dtype=cache_dtype)[1], threads=1), np.random.default_rng(2)
     share, equal = near_share(session.dtype, session.cache_dtype, session.rounded_inputs), 0
@@ -230,7 +230,7 @@ def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache
     assert equal >= 4  # otherwise only near ties were tested
 
 
-def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):
+def test_a_step_that_fails_removes_no_tokens_from_the_cache(session, monkeypatch):
     plain = list(generation(session))
     cache, run = session.empty_cache(1), session.decode_several
 
@@ -248,7 +248,7 @@ def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):
     assert int(logits[0, -1].argmax()) == plain[cache.length - len(PROMPT)]
 
 
-def test_numbers_of_a_broken_draft_stay_out_of_the_answer(session, monkeypatch):
+def test_nan_of_a_rejected_draft_stays_out_of_the_answer(session, monkeypatch):
     """A draft's rows of K and Y that are not finite are dropped: with a weight of 0 they would still give NaN."""
     plain, run = list(generation(session)), session.decode_several
 
@@ -258,7 +258,7 @@ def test_numbers_of_a_broken_draft_stay_out_of_the_answer(session, monkeypatch):
         arrays = [tuple(x.copy() for x in layer) for layer in session.layer_arrays(cache)]
         for layer in arrays:
             for x in layer:
-                x[:, :, kept:] = np.nan  # the last draft's, which is wrong
+                x[:, :, kept:] = np.nan  # the rows of the last draft, which is wrong
         cache.layers = session.cache_from_arrays(arrays, cache.mask).layers
         logits[0, new - 1] = np.nan
         return logits

@@ -16,7 +16,7 @@ BY_BYTES = ["bytes alone", "byte fallback"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_are_the_whole_text(kind: str, tmp_path: Path) -> None:
+def test_pieces_together_are_the_text_so_far(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     ids = ids_of(kind, tokenizer)
     stream, shown = TextStream(tokenizer), ""
@@ -38,7 +38,7 @@ def test_only_whole_characters_come_out(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", BY_BYTES)
-def test_an_end_within_a_character_shows_the_rest(kind: str, tmp_path: Path) -> None:
+def test_rest_returns_an_incomplete_last_character(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     ids = byte_ids(tokenizer, "a🦊".encode())[:-1]
     stream = TextStream(tokenizer)
@@ -65,8 +65,8 @@ def test_a_character_after_any_number_of_broken_bytes_is_whole(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_work_for_a_token_does_not_grow(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the ids that are decoded again nor those that the library's stream holds, and decodes each time, grow."""
+def test_work_for_a_token_does_not_grow_with_a_text(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids that this class decodes again stay few, and so do those that the library's stream holds and decodes."""
     tokenizer = make(kind, tmp_path)
     broken = byte_ids(tokenizer, b"\xf0" * 200) if kind in BY_BYTES else []
     decoded = held = waiting = 0
@@ -99,7 +99,7 @@ def test_work_for_a_token_does_not_grow(kind: str, tmp_path: Path, monkeypatch: 
     assert (decoded > 0) == (kind in BY_BYTES)
 
 
-def test_special_tokens_are_no_text_and_no_work(tmp_path: Path) -> None:
+def test_special_tokens_add_no_text_and_no_work(tmp_path: Path) -> None:
     tokenizer = make("byte fallback", tmp_path)
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in [0, 258, *[0] * 100, 259, 0]]
@@ -107,8 +107,8 @@ def test_special_tokens_are_no_text_and_no_work(tmp_path: Path) -> None:
     assert stream.rest() == ""
 
 
-def test_a_decoder_that_changes_what_was_whole_is_no_error(tmp_path: Path) -> None:
-    """The library's own stream raises an error there."""
+def test_a_decoder_that_changes_earlier_text_raises_no_error(tmp_path: Path) -> None:
+    """The library's own stream raises an error in this case."""
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "X")])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -117,7 +117,7 @@ def test_a_decoder_that_changes_what_was_whole_is_no_error(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["byte-level bpe", *BY_BYTES])
-def test_a_stop_string_across_tokens_within_characters(kind: str, tmp_path: Path) -> None:
+def test_a_stop_string_is_found_across_tokens_and_within_characters(kind: str, tmp_path: Path) -> None:
     """Every place in which a stop string can begin and end; the text after it is decoded, and not shown."""
     tokenizer = make(kind, tmp_path)
     text = "The fox é漢🦊 and two"
@@ -137,7 +137,7 @@ def test_a_stop_string_across_tokens_within_characters(kind: str, tmp_path: Path
             assert (answer.stopped, answer.shown, answer.held) == (True, len(shown), 0)
 
 
-def test_what_is_held_back_is_counted(tmp_path: Path) -> None:
+def test_held_back_characters_are_counted(tmp_path: Path) -> None:
     tokenizer = make("bytes alone", tmp_path)
     answer = AnswerText(tokenizer, ["é漢x"])
     counts = []
@@ -163,7 +163,7 @@ def test_what_is_held_back_is_counted(tmp_path: Path) -> None:
         (["\n\n", "🦊"], "a\nb🦊c\n\n", "a\nb", True),
     ],
 )
-def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: str, stopped: bool) -> None:
+def test_stop_strings_are_found_in_pieces_of_any_size(stops: list[str], text: str, shown: str, stopped: bool) -> None:
     for size in range(1, len(text) + 1):
         matcher, out, found = StopStrings(stops), "", False
         for start in range(0, len(text), size):
@@ -177,13 +177,13 @@ def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: 
 
 
 @pytest.mark.parametrize("kind", ["byte-level bpe", "bytes alone"])
-def test_bytes_of_byte_level_tokens(kind: str, tmp_path: Path) -> None:
+def test_bytes_of_byte_level_tokens_are_those_of_the_text(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     texts = TokenTexts(tokenizer)
     assert b"".join(texts(token)[1] or b"" for token in ids_of(kind, tokenizer)).decode().startswith(TEXT)
 
 
-def test_tokens_that_fall_back_to_bytes(tmp_path: Path) -> None:
+def test_byte_fallback_tokens_have_a_text_and_bytes(tmp_path: Path) -> None:
     tokenizer = make("byte fallback", tmp_path)
     texts = TokenTexts(tokenizer)
     assert texts(258) == (" The", b" The")

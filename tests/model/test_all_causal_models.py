@@ -106,7 +106,9 @@ def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path)
         ours, _ = load_model(tmp_path, torch.float64)(ids)
         rounded = model.float()(ids).logits
     # Rotary frequencies are float32, computed in another way: as close as transformers' own float32 is.
-    assert (ours - wanted).norm() <= 3 * (rounded - wanted).norm() < 1e-4 * wanted.norm()
+    # That is 1e-7 to 4e-5 of the logits, depending on the processor; more would make the bound meaningless.
+    error, allowed = (ours - wanted).norm(), 3 * (rounded - wanted).norm()
+    assert error <= allowed < 1e-3 * wanted.norm()
 
 
 def test_every_family_that_is_taken_is_compared() -> None:

@@ -1,4 +1,4 @@
-"""The model repository for Triton Inference Server: against the published schema, and against the files in it."""
+"""The model repository for Triton Inference Server, checked against Triton's schema and the files in it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_packaged_graph_computes_what_the_artifact_does(exported: Exported, 
 
 
 def with_engines(artifact: Artifact, backend: str = "tensorrt", weightless: bool = False) -> None:
-    """Lay files beside an artifact that pass for engines; Triton is not here to read them."""
+    """Write files that stand in for an artifact's engines: no Triton reads them here."""
     folder = engine_directory(artifact, backend)
     folder.mkdir(parents=True)
     limits = choose_limits(artifact)
@@ -95,7 +95,7 @@ def with_engines(artifact: Artifact, backend: str = "tensorrt", weightless: bool
 GPU = TritonOptions(name="lucid", backend="tensorrt", device="gpu")
 
 
-def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> None:
+def test_engines_are_packaged_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> None:
     artifact = open_artifact(artifact_copy)
     with_engines(artifact)
     prefill, decode, script = package_triton(artifact, tmp_path / "models", GPU)
@@ -107,7 +107,7 @@ def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> No
         assert library.read_bytes() == b"library"
         assert not (folder / "1" / "weights.bin").exists()
     assert script.stat().st_mode & stat.S_IXUSR
-    # Run as a user would, with a stand-in for the server that prints what it was told.
+    # Run as a user would, with a stand-in for the server that prints its arguments.
     stand_in = tmp_path / "bin" / "tritonserver"
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
@@ -130,7 +130,7 @@ def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> No
         ("tensorrt", True, "--weightless"),
     ],
 )
-def test_engines_that_triton_cannot_load(
+def test_engines_that_triton_cannot_load_are_refused(
     artifact_copy: Path, tmp_path: Path, backend: str | None, weightless: bool, message: str
 ) -> None:
     artifact = open_artifact(artifact_copy)
@@ -153,7 +153,7 @@ def test_engines_that_triton_cannot_load(
         ({"threads": 2, "device": "gpu"}, "for models on the CPU"),
     ],
 )
-def test_options_that_do_not_fit(exported: Exported, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused(exported: Exported, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     _, artifact = exported()
     with pytest.raises(LucidError, match=message):
         package_triton(artifact, tmp_path / "models", TritonOptions(**options))
@@ -193,7 +193,7 @@ def test_other_models_stay_and_own_ones_are_replaced_on_demand(exported: Exporte
 def test_models_are_replaced_together_or_not_at_all(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prefill of one model beside a decode of another would answer, and wrongly."""
+    """A new prefill beside an old decode would give wrong answers."""
     artifact, models, rename = exported()[1], tmp_path / "models", os.rename
     for model in package_triton(artifact, models, TritonOptions(name="lucid")):
         (model / "old").touch()

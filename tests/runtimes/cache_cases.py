@@ -1,4 +1,4 @@
-"""Sessions' caches, filled and compared."""
+"""Helpers that fill, merge and compare sessions' caches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stored(session: Session[Any], cache: Cache[Any]) -> list[np.ndarray]:
 
 
 def run(session: Session[Any], ids: np.ndarray, cache: Cache[Any] | None = None, decode: int = 0) -> Cache[Any]:
-    """Prefill, the last ``decode`` tokens one by one."""
+    """Prefill ``ids``, but decode the last ``decode`` of them one by one; return the cache."""
     cache = session.empty_cache(1) if cache is None else cache
     session.prefill(ids[None, : len(ids) - decode], cache)
     for token in ids[len(ids) - decode :]:
@@ -37,5 +37,5 @@ def within_the_gate(got: list[np.ndarray], exact: list[np.ndarray], gates: dict[
     for index, (ours, wanted) in enumerate(zip(got, exact, strict=True)):
         tensor = TensorId(index // 2, index % 2)
         rows = [x.transpose(0, 2, 1, 3).reshape(1, x.shape[2], -1) for x in (ours, wanted)]
-        # Both round, each as much as the gate allows.
+        # Both arrays are rounded; each may be as far off as the gate allows.
         assert (position_errors(*rows, tensor.accumulated) <= 2 * gates[tensor].limit).all()

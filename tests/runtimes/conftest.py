@@ -1,4 +1,4 @@
-"""Sessions of every cache and runtime, their gates, and runtimes of a test's own."""
+"""Fixtures: sessions of several caches and runtimes, gates for these, and runtimes that a test registers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
 def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
-    """A session of each cache and runtime."""
+    """A session for each of the cases: a kind of cache and a runtime."""
     cache, runtime = request.param
     return open_session(exported(cache=cache)[1], runtime)
 
 
 @pytest.fixture(scope="session")
 def gates(exported: Exported) -> dict[TensorId, Any]:
-    """The parity gate of these tokens: four times what PyTorch in float32 gets wrong against float64."""
+    """Gates for the tokens IDS: four times the error of PyTorch in float32 against float64."""
     import torch
 
     checkpoint, _ = exported()
@@ -46,7 +46,7 @@ def gates(exported: Exported) -> dict[TensorId, Any]:
 
 @pytest.fixture
 def registered() -> Iterator[Callable[..., Recording]]:
-    """Return a function that registers a runtime which opens nothing; it is forgotten after the test."""
+    """Return a function that registers a runtime which opens nothing; it is unregistered after the test."""
 
     def register(can: Capabilities | None = None) -> Recording:
         runtime = Recording(can)

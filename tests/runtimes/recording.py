@@ -1,4 +1,4 @@
-"""A runtime that notes what it is asked to open."""
+"""A runtime that records with which options it is asked to open an artifact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, Session
 
 
 class Recording(Runtime):
-    """Notes what it is asked to open."""
+    """Records the options, and opens nothing."""
 
     name = "recording"
     description = "Opens nothing."

@@ -1,4 +1,4 @@
-"""Truncate, keep prefixes, select and merge rows: always against running the same text from the start."""
+"""Truncating caches, selecting and merging rows: compared with running the same text from the start."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_truncate_is_exact(session: Session[Any], gates: dict[TensorId, Any], de
     within_the_gate(stored(session, cache), stored(session, run(session, other)), gates)
 
 
-def test_truncate_then_decode_at_once(session: Session[Any]) -> None:
-    """Back by one and on with the same token gives the same row again."""
+def test_decoding_after_truncation_gives_the_same_rows_again(session: Session[Any]) -> None:
+    """Truncate by a few tokens and decode the same ones again: the cache is equal to the bit."""
     cache = run(session, IDS, decode=9)
     before = stored(session, cache)
     for back in (1, 4, 2):
@@ -42,7 +42,7 @@ def test_truncate_then_decode_at_once(session: Session[Any]) -> None:
     np.testing.assert_allclose(logits, session.prefill(IDS[None], wanted), rtol=0, atol=1e-4)
 
 
-def test_truncating_a_fork_leaves_the_original(session: Session[Any]) -> None:
+def test_truncating_a_fork_leaves_the_original_unchanged(session: Session[Any]) -> None:
     cache = run(session, IDS, decode=3)
     before = stored(session, cache)
     fork = session.fork(cache)
@@ -54,7 +54,7 @@ def test_truncating_a_fork_leaves_the_original(session: Session[Any]) -> None:
 
 
 @pytest.mark.parametrize("length", [-1, 71])
-def test_truncate_refuses(session: Session[Any], length: int) -> None:
+def test_truncate_refuses_lengths_out_of_range(session: Session[Any], length: int) -> None:
     with pytest.raises(LucidError, match="cannot be truncated"):
         session.truncate(run(session, IDS), length)
 

@@ -1,4 +1,4 @@
-"""The step that verifies drafts: against decoding one by one, taking tokens back, and what is refused, and why."""
+"""The step that verifies drafts: compared with decoding one by one, with rejected tokens taken back; refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IDS, TOKENS = RNG.integers(2, 97, (2, PROMPT)), RNG.integers(2, 97, (2, NEW))
 
 
 def close(got, wanted, session):
-    """Float32 sums in another order; new tokens may see each other before they are rounded to int8 or fp8."""
+    """Float32 sums may have another order, and new tokens may see each other before rounding to int8 or fp8."""
     size = np.abs(wanted).max()
     rounds = session.cache_dtype != session.dtype
     limit = near_share(session.dtype, session.cache_dtype) if rounds else 2e-5
@@ -51,7 +51,7 @@ def one_by_one(session, rows):
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 1]])
-def test_it_is_decoding_one_by_one_and_going_back_is_exact(session, rows):
+def test_drafts_give_the_logits_of_single_steps_also_after_some_are_taken_back(session, rows):
     wanted = one_by_one(session, rows)
     cache = session.empty_cache(len(rows))
     session.prefill(IDS[rows], cache)
@@ -76,7 +76,7 @@ def test_it_is_decoding_one_by_one_and_going_back_is_exact(session, rows):
     close(session.decode(after, cache)[0], wanted[0, 5:6], session)
 
 
-def test_a_cache_with_many_holes_is_packed(exported):
+def test_a_cache_with_much_padding_is_packed(exported):
     session = open_session(exported()[1], "onnxruntime", kernels="functions")
     cache = session.empty_cache(1)
     session.prefill(IDS[:1], cache)
@@ -92,7 +92,7 @@ def test_a_cache_with_many_holes_is_packed(exported):
     close(session.decode(TOKENS[:1, :1], cache), wanted, session)
 
 
-def test_holes_take_no_room_of_the_context(exported):
+def test_rejected_drafts_do_not_count_towards_the_context(exported):
     artifact = exported(max_position_embeddings=64)[1]
     session = open_session(artifact, "onnxruntime", kernels="functions")
     cache = session.empty_cache(1)
@@ -112,7 +112,7 @@ def test_holes_take_no_room_of_the_context(exported):
         (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "The mask has shape"),
     ],
 )
-def test_what_does_not_fit_is_refused(exported, ids, mask, message):
+def test_too_many_tokens_and_wrong_masks_are_refused(exported, ids, mask, message):
     session = open_session(exported()[1], "torch")
     with pytest.raises(LucidError, match=message):
         session.decode_several(ids, session.empty_cache(1), mask)
@@ -125,15 +125,15 @@ def test_what_does_not_fit_is_refused(exported, ids, mask, message):
         ({"cache": "static", "opset": 23}, {}, "export without --opset 23"),
     ],
 )
-def test_artifacts_without_the_graph_say_why(exported, options, changes, message):
+def test_artifacts_without_a_verify_graph_say_why(exported, options, changes, message):
     session = open_session(exported(**options, **changes)[1], "onnxruntime", kernels="auto")
     with pytest.raises(LucidError, match=message):
         session.decode_several(TOKENS[:1], session.empty_cache(1))
 
 
 @pytest.mark.parametrize("past", [240, 255, 256])
-def test_drafts_that_reach_beyond_the_buffers_of_a_static_cache(exported, past):
-    """Those for 200 rows hold 256; one token may still fit where a step's drafts do not."""
+def test_drafts_beyond_the_buffers_of_a_static_cache_are_computed_right(exported, past):
+    """Buffers made for 200 tokens have room for 256, where one more token may fit but not a step's drafts."""
     checkpoint, artifact = exported(cache="static")
     session = open_session(artifact, "onnxruntime", kernels="functions")
     reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))

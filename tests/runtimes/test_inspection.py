@@ -1,4 +1,4 @@
-"""What is inside an artifact, against what its files say."""
+"""The numbers that ``inspect`` shows, compared with the artifact's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_small_models_weights_count_for_each_graph_and_a_growing_cache_twice(e
     assert found["total"] == sum(found[part] for part in parts)
 
 
-def test_quantized_weights_count_twice_with_the_library_that_packs_them_once(
+def test_packed_quantized_weights_count_once_with_the_library_and_twice_without(
     quantized: Made, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     _, artifact = quantized("int8", changes=BIASED, activations="int8")
@@ -38,7 +38,7 @@ def test_quantized_weights_count_twice_with_the_library_that_packs_them_once(
 
 
 def test_a_tied_head_of_two_parts_is_counted_once(quantized: Made) -> None:
-    """Among quantized weights the embedding reads the head's bytes under another name."""
+    """In a quantized model, the tied embedding reads the head's bytes under another name."""
     checkpoint, artifact = quantized("int4", changes=BIASED, activations="int8", frequent_rows=40)
     weights = load_file(checkpoint / "model.safetensors").values()
     assert parameters(artifact)["total"] == sum(each.numel() for each in weights)

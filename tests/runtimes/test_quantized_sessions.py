@@ -1,4 +1,4 @@
-"""Quantized artifacts run, verify, and keep the bundled model's accuracy; faults in them are found."""
+"""Quantized artifacts run and pass verification; with corrupted weights they fail it."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def test_the_runtime_computes_the_quantized_model(
     report = verified(artifact, checkpoint)
     assert report.passed, report.verdict()
     limits = [comparison.gate.limit for comparison in report.comparisons if comparison.tensor.is_logits]
-    assert max(limits) < (1e-4 if activations == "float" else 0.2), "inputs in float leave the gates of float32"
+    assert max(limits) < (1e-4 if activations == "float" else 0.2), "float inputs must have the gates of float32"
     found = report.to_dict()["quantization"]
     assert found["scheme"] == scheme and "--text FILE measures what it costs" in report.verdict()
     assert {check.name: check.detail for check in report.checks}["text"].endswith("costs was not measured")
 
 
 @pytest.mark.parametrize("head_dim", [64, 40])
-def test_a_prompt_may_be_cut_anywhere(head_dim: int, quantized: Made, built_library: Path) -> None:
-    """With the library all is the same to the last bit, where onnxruntime's cosines fill whole vectors."""
+def test_with_the_library_a_prompt_may_be_cut_anywhere(head_dim: int, quantized: Made, built_library: Path) -> None:
+    """Results are equal to the bit if onnxruntime's cosines fill whole vectors, which they do not at width 40."""
     changes = {"head_dim": head_dim, "intermediate_size": 128, "num_hidden_layers": 2, "lucid_layers": [0]}
     session = open_session(quantized("int4", changes=changes)[1])
     assert session.rounds and session.cuts_matter == (head_dim == 40)
@@ -71,7 +71,7 @@ def test_a_prompt_may_be_cut_anywhere(head_dim: int, quantized: Made, built_libr
 
 
 def damaged(artifact: Artifact, target: Path, name: str, factor: float) -> Artifact:
-    """Copy an artifact, change one scale, and bring the hash in line."""
+    """Copy an artifact, change one scale, and update the hash."""
     import onnx
 
     directory = Path(shutil.copytree(artifact.directory, target))

@@ -1,4 +1,4 @@
-"""Runtimes by name, and what is refused before one is opened; no code outside its folder asks which one runs."""
+"""Runtimes by name, and what they refuse before opening; only a runtime's own folder checks for that runtime."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return install
 
 
-def test_built_in_runtimes() -> None:
+def test_built_in_runtimes_are_listed_and_describe_themselves() -> None:
     assert runtime_names() == ("auto", *BUILT_IN)
     assert find_runtime("auto") is find_runtime("onnxruntime")
     for name in BUILT_IN:
@@ -61,7 +61,7 @@ RUNTIME = Found()
 """
 
 
-def test_a_package_brings_a_runtime(package: Any) -> None:
+def test_an_installed_package_adds_a_runtime(package: Any) -> None:
     package("found", "brings:RUNTIME", FOUND)
     assert runtime_names() == ("auto", *BUILT_IN, "found")
     assert find_runtime("found").description == "Opens nothing."
@@ -72,7 +72,7 @@ def test_a_package_brings_a_runtime(package: Any) -> None:
     assert wrong.exit_code == 2 and "'lost' is not one of" in wrong.stderr and "'found'" in wrong.stderr
 
 
-def test_a_broken_package_is_named(package: Any) -> None:
+def test_a_package_that_cannot_be_imported_is_named_in_the_error(package: Any) -> None:
     package("gone", "no_such_module:RUNTIME", FOUND)
     assert "gone" in runtime_names()  # nothing is loaded to list it
     with pytest.raises(LucidError, match=r"Runtime gone of brings \(no_such_module:RUNTIME\) does not load: "):
@@ -105,7 +105,7 @@ def test_a_registered_runtime_is_opened_with_its_options(registered: Any, export
         ),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_it_is_opened(
+def test_what_a_runtime_cannot_do_is_refused_before_it_opens_an_artifact(
     can: dict[str, Any], options: dict[str, Any], message: str, registered: Any, exported: Exported
 ) -> None:
     runtime = registered(Capabilities(**can))
@@ -124,7 +124,7 @@ def test_sorts_of_cached_tensors_are_refused_unless_declared(registered: Any, ex
 def test_an_artifact_that_is_replaced_while_it_is_opened_is_refused(
     when: str, exported: Exported, artifact_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its prefill would be of one model and its decode of another, and answer."""
+    """Otherwise prefill would run one model and decode another, without an error."""
     artifact, newer = open_artifact(artifact_copy), exported(attention_type="llama")[1].directory
 
     def replaced() -> None:
@@ -163,10 +163,10 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.
 SHARED = [path for path in FILES if not any(RUNTIMES / name in path.parents for name in BUILT_IN)]
 
 
-CHOICES = {"runtime", "provider"}  # of a session or of options
+CHOICES = {"runtime", "provider"}  # attributes of sessions and options
 
 
-DECLARING = {RUNTIMES / "options.py"}  # holds a name against those that there are
+DECLARING = {RUNTIMES / "options.py"}  # checks that names are known
 
 
 def called(node: ast.expr) -> str:
@@ -175,7 +175,7 @@ def called(node: ast.expr) -> str:
 
 
 def asks_which(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines that ask which runtime, provider or session class it is."""
+    """Yield the numbers of lines that check for a certain runtime, provider or session class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and not any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             if CHOICES & {called(side) for side in (node.left, *node.comparators)}:
@@ -195,7 +195,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def test_nothing_asks_which_runtime_it_is() -> None:
+def test_no_shared_code_checks_for_a_certain_runtime() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in SHARED
@@ -205,8 +205,8 @@ def test_nothing_asks_which_runtime_it_is() -> None:
     assert found == []
 
 
-def test_what_all_runtimes_share_imports_none_of_them() -> None:
-    """Only the memory and kernels that ``inspect`` shows are those of onnxruntime."""
+def test_code_that_all_runtimes_share_imports_none_of_them() -> None:
+    """The exception: ``inspect`` shows onnxruntime's memory and kernels."""
     found = {
         (path.name, module)
         for path in sorted(RUNTIMES.glob("*.py"))

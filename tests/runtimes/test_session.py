@@ -1,4 +1,4 @@
-"""One session interface: every runtime, every schedule, padding on either side, the same numbers."""
+"""The session interface: runtimes give the same numbers, for every schedule and with padding on either side."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def close(got: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["one shot", "chunks", "token by token", "prefill, then decode"])
-def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule: str) -> None:
+def test_all_schedules_agree_with_the_reference(case: tuple[Session[Any], list[Session[Any]]], schedule: str) -> None:
     reference, runtimes = case
     ids = tokens(2, 140)
     exact_cache = reference.empty_cache(2)
@@ -71,7 +71,7 @@ def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("chunk", [None, 5])
-def test_padded_rows_get_what_they_get_alone(
+def test_padded_rows_get_the_same_logits_as_alone(
     case: tuple[Session[Any], list[Session[Any]]], side: str, chunk: int | None
 ) -> None:
     _, runtimes = case
@@ -93,8 +93,8 @@ def test_padded_rows_get_what_they_get_alone(
 
 
 @pytest.mark.parametrize(("logits", "cache"), [("last", "growing"), ("last", "static"), ("all", "growing")])
-def test_a_prefill_behind_a_padded_past(exported: Exported, logits: str, cache: str) -> None:
-    """Rows of unequal lengths, in float64 each alone; padding on both sides of the second prefill as well."""
+def test_a_prefill_after_a_padded_past_agrees_with_the_reference(exported: Exported, logits: str, cache: str) -> None:
+    """Rows of unequal lengths against each row alone in float64; the second prefill is padded on both sides too."""
     checkpoint, artifact = exported(cache=cache, logits=logits)
     reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
     ids = tokens(2, 60)
@@ -136,7 +136,7 @@ def test_a_failed_call_leaves_the_cache_as_it_was(exported: Exported) -> None:
         (np.zeros((1, 510), np.int64), "--allow-extrapolation"),
     ],
 )
-def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> None:
+def test_prefill_refuses_wrong_token_ids(exported: Exported, ids: np.ndarray, message: str) -> None:
     _, artifact = exported()
     session = open_session(artifact)
     cache = session.empty_cache(1)
@@ -155,7 +155,7 @@ def test_a_batch_without_rows_and_empty_chunks_are_refused(exported: Exported) -
 
 @pytest.mark.parametrize(("runtime", "logits"), [("onnxruntime", "all"), ("onnxruntime", "last"), ("torch", "all")])
 def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str, logits: str) -> None:
-    """After a cached past, with padding: as decoding token by token gives them."""
+    """``prefill_all`` after a cached past, with padding, gives what decoding token by token gives."""
     session = open_session(exported(logits=logits)[1], runtime)
     rng = np.random.default_rng(0)
     past, new = rng.integers(3, 97, (2, 5)), rng.integers(3, 97, (2, 6))
@@ -172,8 +172,8 @@ def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str, lo
         session.prefill_all(new, one, mask[:, :3])
 
 
-def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: Callable[..., Path]) -> None:
-    """Up to there its angles are the unscaled ones; beyond, those of keys in the cache would have to change too."""
+def test_dynamic_rope_scaling_is_refused_beyond_the_models_context(make_checkpoint: Callable[..., Path]) -> None:
+    """Up to that length RoPE's angles are unscaled; beyond it, those of cached keys would have to change too."""
     scaling = {"rope_type": "dynamic", "factor": 4.0}
     scaled, plain = (
         TorchSession(load_model(make_checkpoint(name, **changes)), allow_extrapolation=True)
@@ -195,10 +195,8 @@ def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: 
         (lambda logits, layers: (logits, layers[1:]), "and 1 layers, not"),
     ],
 )
-def test_results_that_no_runtime_may_give_are_refused(
-    exported: Exported, change: Callable[..., Any], message: str
-) -> None:
-    """Sampling would take the last of several tokens' logits, at padding too, and decode from half a cache."""
+def test_results_of_wrong_shapes_are_refused(exported: Exported, change: Callable[..., Any], message: str) -> None:
+    """Otherwise sampling would use logits of padding, and decoding a cache with missing layers."""
 
     class Wrong(TorchSession):
         def _run(self, *given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A hybrid of gated delta layers and one of LUCID, exported once: caches whose states do not grow."""
+"""Caches with states, whose size is fixed: a hybrid of gated delta layers and one LUCID layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lucid_deploy(*arguments: Any) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_a_fork_goes_its_own_way(session: Session[Any]) -> None:
+def test_a_fork_decodes_as_a_cache_of_its_own(session: Session[Any]) -> None:
     cache = session.empty_cache()
     session.prefill(tokens(9), cache)
     fork = session.fork(cache)
@@ -48,7 +48,7 @@ def test_a_fork_goes_its_own_way(session: Session[Any]) -> None:
     np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
 
 
-def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:
+def test_verify_judges_states_and_finds_a_fault_in_a_layer_with_states(artifact: Artifact, tmp_path: Path) -> None:
     passed = lucid_deploy("verify", artifact.directory, "--quick", "--prompt-tokens", 180, "--json", "-")
     facts = json.loads(passed.stdout)
     judged = {item["tensor"] for item in facts["comparisons"]}

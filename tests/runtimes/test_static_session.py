@@ -1,4 +1,4 @@
-"""A static cache: buffers grow, hold each token once, stay where they are, and give what a growing cache gives."""
+"""A static cache: buffers hold each token once, move only when they are full, and give a growing cache's results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import MIXED, TINY
 
 
 class Recorder(StaticSession):
-    """Writes each token's id wherever its row goes, and counts how often memory was bound."""
+    """Writes each token's id into the token's cache rows, and records the buffers' length at each binding."""
 
     def __init__(self) -> None:
         super().__init__(parse_config({**TINY, **MIXED}, "test"), "float32", "recorder")
@@ -59,7 +59,7 @@ def test_buffers_grow_and_hold_every_token(session: Recorder) -> None:
     for token in range(1, 90):
         for _ in range(3):
             session.decode(np.array([[token], [token + 1]]) % 97, cache)
-    assert session.bound == [256, 512]  # of 267 tokens
+    assert session.bound == [256, 512]  # for 267 tokens
     wanted = np.repeat(np.arange(1, 90), 3)
     keys = session.layer_arrays(cache)[0][0]
     assert keys.shape == (2, 2, 267, 36)
@@ -85,8 +85,8 @@ def test_a_fork_has_memory_of_its_own(session: Recorder) -> None:
     assert keys == [[5, 6], [5, 7]]
 
 
-def test_a_fork_keeps_tokens_that_are_cut_from_the_other(session: Recorder) -> None:
-    session.layout, session.layers = session.layout[:2], session.layers[:2]  # without rings nothing moves
+def test_a_fork_keeps_tokens_that_are_cut_from_the_original(session: Recorder) -> None:
+    session.layout, session.layers = session.layout[:2], session.layers[:2]  # without rings, truncation copies nothing
     cache = session.empty_cache()
     session.decode(np.array([[5]]), cache)
     fork = session.fork(cache)
@@ -96,7 +96,7 @@ def test_a_fork_keeps_tokens_that_are_cut_from_the_other(session: Recorder) -> N
     assert keys == [[6], [5]]
 
 
-def test_going_back_moves_nothing_without_rings(session: Recorder) -> None:
+def test_truncation_without_rings_keeps_the_bound_buffers(session: Recorder) -> None:
     session.layout = session.layout[:2]
     session.layers = session.layers[:2]
     cache = session.empty_cache()
@@ -107,8 +107,8 @@ def test_going_back_moves_nothing_without_rings(session: Recorder) -> None:
     assert session.layer_arrays(cache)[0][0][0, 0, :, 0].tolist() == [5, 9] and session.bound == [256]
 
 
-def test_buffers_that_cannot_be_made_longer_lose_nothing(session: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some layers had moved, and what was bound wrote into their old buffers, from which the next move did not copy."""
+def test_no_token_is_lost_if_buffers_cannot_be_made_longer(session: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ran out after some layers were moved; steps must not go on writing into the old buffers of these."""
     session.layout, session.layers = session.layout[:2], session.layers[:2]
     cache = session.empty_cache()
     for token in range(256):
@@ -148,8 +148,8 @@ def step(
     return logits, [[np.asarray(array[0], np.float64) for array in layer] for layer in session.layer_arrays(cache)]
 
 
-def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
-    """Two rows of unlike lengths; the longer one is what a session's own cache gives."""
+def test_steps_in_bound_buffers_agree_with_pytorch(exported: Exported) -> None:
+    """Two rows of unequal lengths; the step changes no other column of the buffers."""
     checkpoint, artifact = exported(cache="static")
     session = open_session(artifact)
     decoding = session.in_place

@@ -1,4 +1,4 @@
-"""Rings against a full-length cache with a window mask: cut back, waiting rows, forks, in batches of unequal length.
+"""Rings against a full-length cache with a window mask: truncation, waiting rows, forks, rows of unequal length.
 
 The reference is transformers' own model (its window is a mask) on each row's tokens alone, in float64.
 """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # exports
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A checkpoint with a LUCID layer and one over a window, and transformers' model with a solve put into it."""
+    """A checkpoint with a LUCID layer and one over a window, and transformers' model with a solve added."""
     path = tmp_path_factory.mktemp("model")
     return path, make_mixed(path)
 
@@ -42,7 +42,7 @@ def session(request: pytest.FixtureRequest, model: tuple[Path, Any], tmp_path_fa
 
 
 class Rows:
-    """A cache, and each row's tokens beside it: what it answers is held against the reference after every step."""
+    """A cache and each row's tokens; logits are compared with the reference's after every step."""
 
     def __init__(self, session: Session[Any], exact: Any, batch: int) -> None:
         self.session, self.exact = session, exact
@@ -94,20 +94,20 @@ def steps(rows: Rows, mask: str, count: int) -> Rows:
     return rows
 
 
-def test_a_prompt_that_is_cut_back_goes_on_from_there(rows: Any) -> None:
+def test_decoding_continues_after_a_truncated_prompt(rows: Any) -> None:
     steps(rows(1).prefill(["xxxxxxx"]).truncate(3), "x", WINDOW + 3)
 
 
-def test_decoded_tokens_that_are_cut_back_were_never_run(rows: Any) -> None:
-    """As speculation does it: some tokens are tried, some of them kept."""
+def test_truncated_decoded_tokens_leave_no_trace(rows: Any) -> None:
+    """As in speculation: some tokens are tried, and some of them kept."""
     made = rows(1).prefill(["xx"])
     for keep in (4, 5, 7):
         steps(made, "x", 8 - len(made.columns[0])).truncate(keep)
     steps(made, "x", WINDOW + 2)
 
 
-def test_a_cut_cache_takes_another_prompt(rows: Any) -> None:
-    """As a shared prefix does it; what was behind it must not show, nor change under the one it was forked from."""
+def test_a_truncated_fork_continues_with_another_prompt(rows: Any) -> None:
+    """As with a shared prefix: the truncated tokens must not show, and the original cache must not change."""
     first = steps(rows(1).prefill(["xxxxxx"]), "x", 1)
     second = first.fork().truncate(4).prefill(["xxxxx"])
     steps(first, "x", WINDOW), steps(second, "x", WINDOW)
@@ -120,18 +120,18 @@ def test_a_row_that_waits_gets_nothing_pushed_into_its_ring(rows: Any, waits: st
     steps(steps(made, waits, WINDOW + 1), "xx", 3)
 
 
-def test_rows_that_wait_before_their_ring_is_full(rows: Any) -> None:
+def test_rows_may_wait_before_their_ring_is_full(rows: Any) -> None:
     steps(steps(steps(rows(3).prefill(["x--", "xxx", "--x"]), "x-x", 2), "-x-", 2), "xxx", WINDOW)
 
 
-def test_rows_that_waited_are_cut_back(rows: Any) -> None:
+def test_rows_that_waited_can_be_truncated(rows: Any) -> None:
     made = rows(2).prefill(["xxx", "-xx"])
     made.decode("x-").decode("-x").decode("xx")
     steps(made.truncate(5).decode("xx").truncate(4), "xx", WINDOW)
 
 
-def test_rows_are_taken_out_and_put_together_again(rows: Any, session: Session[Any]) -> None:
-    """As the batcher does it, with rings that are full, part full and cut back."""
+def test_rows_can_be_merged_and_reordered(rows: Any, session: Session[Any]) -> None:
+    """As in the batcher, with rings that are full, partly full and truncated."""
     long, short = steps(rows(1).prefill(["xxxxx"]), "x", WINDOW), rows(1).prefill(["xxxxxx"]).truncate(2)
     both = rows(2)
     both.cache, both.columns = merge_caches(session, [long.cache, short.cache]), long.columns + short.columns

@@ -1,4 +1,4 @@
-"""Settings for a Ray cluster on a busy machine, by which no process is taken for dead because it answers late.
+"""Settings for a Ray cluster on a busy machine, so that Ray takes no process for dead because it answers late.
 
 With 30 other processes on two cores, clusters ended like this: Ray Serve kills an HTTP proxy that is not ready within 5
 seconds and starts another; code that waits for the first one gets an ``ActorDiedError``, a minute and a half after the

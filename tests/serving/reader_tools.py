@@ -1,4 +1,4 @@
-"""Write a folder with a tokenizer and a chat template; make bodies of requests for it."""
+"""Write a folder with a tokenizer and a chat template, and the bodies of requests to its reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, on the bundled model with a chat template, and the answers to expect of them."""
+"""Servers in separate processes, on the bundled model with a chat template, and the answers expected from them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def replace_file(artifact: Path, name: str, data: bytes) -> None:
 
 
 class Reference:
-    """Generates what ``lucid-deploy run`` gives, to compare answers with."""
+    """Generates the texts of ``lucid-deploy run``, to compare a server's answers with."""
 
     def __init__(self, directory: Path) -> None:
         self.session: Session[Any] = open_session(directory)

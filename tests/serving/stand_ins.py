@@ -1,4 +1,4 @@
-"""A service without further processes: bodies are read in this one, and a script stands in for the engine."""
+"""A service without other processes: bodies are read in the test's own, and a script stands in for the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters over HTTP and on the command line: each is a model to clients, and a name to commands."""
+"""Adapters over HTTP and on the command line: clients ask for an adapter as a model, commands take its name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_each_adapter_is_a_model(made: Path, start: Start) -> None:
+def test_each_adapter_is_served_as_a_model(made: Path, start: Start) -> None:
     directory = made / "artifact"
     reference, wanted = Reference(directory), {}
     for name in (MODEL, "one"):
@@ -67,7 +67,7 @@ def test_each_adapter_is_a_model(made: Path, start: Start) -> None:
     assert refused.status_code == 404 and f"this server has {MODEL}, one." in refused.json()["error"]["message"]
 
 
-def test_commands_take_names(made: Path, tmp_path: Path) -> None:
+def test_commands_add_list_use_and_remove_adapters_by_name(made: Path, tmp_path: Path) -> None:
     directory = str(shutil.copytree(made / "artifact", tmp_path / "artifact"))
     invoke, two = CliRunner().invoke, f"two={made / 'two'}"
     found = invoke(main, ["adapters", "add", directory, two])

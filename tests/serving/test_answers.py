@@ -1,4 +1,4 @@
-"""The JSON of answers."""
+"""The JSON of answers to completions and chats."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
     return TokenLogprob(TokenText(text, text.encode(), -0.5), top, offset)
 
 
-def test_a_whole_completion() -> None:
+def test_a_whole_completion_has_texts_reasons_and_counts() -> None:
     made = answer(n=2)
     for row, text in ((0, "x"), (3, "y"), (0, "z")):
         made.take(TextPiece(row, text, 1))
@@ -42,7 +42,7 @@ def test_a_whole_completion() -> None:
     assert (found["object"], found["model"]) == ("text_completion", "m")
 
 
-def test_a_whole_chat() -> None:
+def test_a_whole_chat_has_a_message() -> None:
     made = answer(chat=True)
     made.take(TextPiece(0, "hi", 1))
     found = plain(made.whole())
@@ -50,7 +50,7 @@ def test_a_whole_chat() -> None:
     assert found["id"].startswith("chatcmpl-") and found["object"] == "chat.completion"
 
 
-def test_chunks_of_a_stream() -> None:
+def test_a_stream_has_roles_texts_reasons_and_counts() -> None:
     made = answer(chat=True, stream=True, include_usage=True)
     assert [chunk["choices"][0]["delta"]["role"] for chunk in made.opening()] == ["assistant"] * 2
     assert made.take(TextPiece(1, "", 1)) == []  # nothing to show yet, but a token
@@ -64,7 +64,7 @@ def test_chunks_of_a_stream() -> None:
     assert (last["choices"], last["usage"]["completion_tokens"], cached) == ([], 2, 256)
 
 
-def test_logprobs_of_a_completion() -> None:
+def test_logprobs_of_a_completion_are_lists() -> None:
     made = answer(top_logprobs=2)
     made.take(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
     found = plain(made.whole())["choices"][0]["logprobs"]
@@ -72,7 +72,7 @@ def test_logprobs_of_a_completion() -> None:
     assert found["top_logprobs"] == [{"a": -0.5, "x": -1.0}, {"x": -1.0, "b": -0.5}]
 
 
-def test_logprobs_of_a_chat() -> None:
+def test_logprobs_of_a_chat_are_the_same_whole_and_streamed() -> None:
     made, streamed = (answer(top_logprobs=1, chat=True, stream=stream) for stream in (False, True))
     piece = TextPiece(0, "é", 1, (logprob("é", 0, "e"),))
     made.take(piece)

@@ -38,7 +38,7 @@ def ask(
     return asyncio.run(run())
 
 
-def test_health(tmp_path: Path) -> None:
+def test_health_follows_the_state(tmp_path: Path) -> None:
     for path in ("/healthz", "/health"):
         assert ask(tmp_path, "GET", path).json() == {"status": "ok"}
         loading = ask(tmp_path, "GET", path, state="loading")
@@ -59,14 +59,14 @@ def test_health(tmp_path: Path) -> None:
         ("POST", "/v1/completions", 415, "unsupported_media_type"),
     ],
 )
-def test_what_there_is_not(method: str, path: str, status: int, code: str, tmp_path: Path) -> None:
+def test_unknown_paths_and_methods_are_refused(method: str, path: str, status: int, code: str, tmp_path: Path) -> None:
     answer = ask(tmp_path, method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     if code == "not_found":
         assert "/openapi.json lists" in answer.json()["error"]["message"]
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_forbidden_hosts_encodings_and_keys_are_refused(tmp_path: Path) -> None:
     answer = ask(tmp_path, headers={"Origin": "http://a.example"})
     assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
     assert ask(tmp_path, headers={"Transfer-Encoding": "gzip, chunked"}).status_code == 400
@@ -105,7 +105,7 @@ def test_probes_do_not_fill_the_log(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_fault_is_a_500_or_ends_the_answer(
+def test_an_unexpected_exception_gives_500_or_ends_the_answer(
     begun: bool, tmp_path: Path, serving_log: pytest.LogCaptureFixture
 ) -> None:
     async def endpoint(exchange: Exchange, _: bytes) -> Response:

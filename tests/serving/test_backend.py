@@ -56,7 +56,7 @@ def test_pieces_together_are_the_text(byte_level: TextTokenizer, text: str) -> N
 @pytest.mark.parametrize(
     ("stop", "shown"), [("cd", "ab"), ("é", "abcd"), ("f", "abcdé"), ("a", ""), ("zz", "abcdéfg"), ("gh", "abcdéfg")]
 )
-def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, stop: str, shown: str) -> None:
+def test_logprobs_end_before_a_stop_string(byte_level: TextTokenizer, stop: str, shown: str) -> None:
     events, _ = run_row(byte_level, "abcdéfg", "length", stop)
     pieces = [event for event in events if isinstance(event, TextPiece)]
     assert "".join(piece.text for piece in pieces) == shown
@@ -73,7 +73,7 @@ def test_tokens_are_named_by_their_ids_if_asked_for(byte_level: TextTokenizer) -
     assert item.chosen.text == item.top[0].text == f"token_id:{token}" and item.chosen.data == b"x"
 
 
-def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
+def test_errors_of_the_engine_become_api_errors(byte_level: TextTokenizer) -> None:
     assert run_row(byte_level, "a", "context")[0][-1].reason == "length"
     for reason, status in (("error", 500), ("refused", 400)):
         with pytest.raises(ApiError, match="why") as caught:
@@ -83,7 +83,7 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
         RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level)).take(ApiError(503, "down"))
 
 
-def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:
+def test_drafted_tokens_are_counted_up_to_a_stop_string(byte_level: TextTokenizer) -> None:
     """Neither tokens behind the stop string in the same step nor the engine's own end of the generation count."""
     tokens = [Token(5, token, drafted=place != 2) for place, token in enumerate(byte_level.encode("abcdefg"))]
     events = [(0, event) for event in (*tokens, Finished(5, "length"))]
@@ -117,7 +117,7 @@ def test_generations_of_a_prompt_have_seeds_of_their_own() -> None:
     assert [request.sampling.seed for request in job.requests()] == [5, 6, 5, 6]
 
 
-def test_a_step_that_takes_too_long_is_a_state(byte_level: TextTokenizer) -> None:
+def test_a_step_that_takes_too_long_makes_the_state_stuck(byte_level: TextTokenizer) -> None:
     for step, state in ((0.0, "ready"), (3.0, "stuck")):
         engine: Any = SimpleNamespace(state="ready", step_seconds=step)
         assert LocalBackend(engine, byte_level, most_step_seconds=2.0).state == state

@@ -41,7 +41,7 @@ def test_damaged_weights_are_not_served(start: Start, artifacts: dict[str, Path]
     assert ask(unchecked).status_code in (200, 500)
 
 
-def test_weights_that_change_end_the_engine_with_the_reason(
+def test_weights_that_change_end_the_engine_and_clients_get_the_reason(
     start: Start, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     artifact = copy_of(artifacts, tmp_path / "changed")

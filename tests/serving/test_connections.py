@@ -1,4 +1,4 @@
-"""Connections of a server: which one makes room, which are cut, and what is not valid HTTP."""
+"""Connections of a server: which one makes room for a new one, which are cut, and which are answered at the end."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", GET[:10], POST + b"5\r\nab"])
-def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes) -> None:
+def test_a_client_that_sends_no_request_in_time_is_cut(sent: bytes) -> None:
     async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
         busy = await connect(GET)
         assert await (await connect(sent)).read() == b""
@@ -111,7 +111,7 @@ def test_tokens_do_not_wait_for_acknowledgements() -> None:
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_who_still_sends_when_the_server_ends_is_answered_and_not_reset(answered: bool, tmp_path: Path) -> None:
+def test_a_client_that_still_sends_at_shutdown_is_answered(answered: bool, tmp_path: Path) -> None:
     async def go() -> None:
         limits, backend = ConnectionLimits(9, 60), ScriptedBackend()
         ending = DrainingServer(service(tmp_path, backend), cast(Any, backend), limits, 0, lambda: None)
@@ -139,7 +139,7 @@ def test_who_still_sends_when_the_server_ends_is_answered_and_not_reset(answered
     "sent",
     [GET[:-2] + b"A: " + b"a" * 70_000, POST + b"1\r\nx\r\n" * 50_000, POST + b"0\r\n" + b"A: a\r\n" * 20_000],
 )
-def test_heads_chunks_and_trailers_without_end_are_cut(sent: bytes) -> None:
+def test_connections_with_endless_heads_chunks_or_trailers_are_cut(sent: bytes) -> None:
     async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
         with suppress(ConnectionResetError):
             assert await (await connect(sent)).read() == b""

@@ -47,7 +47,7 @@ def events_of(answer: Any) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-def test_a_stream(tmp_path: Path) -> None:
+def test_a_stream_has_chunks_counts_and_an_end(tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, *GOOD, stream=True, stream_options={"include_usage": True})
     *chunks, counts, done = events_of(answer)
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "bé", ""]
@@ -81,7 +81,7 @@ def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int
 @pytest.mark.parametrize(
     "error", [queue_full(3), ApiError(400, "too long"), ApiError(500, "not finite", "engine_error")]
 )
-def test_refusals_before_anything_was_sent_have_a_status(error: ApiError, stream: bool, tmp_path: Path) -> None:
+def test_errors_before_anything_was_sent_have_a_status(error: ApiError, stream: bool, tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, error, stream=stream)
     assert (answer.status_code, answer.json()) == (error.status, error.body())
     assert answer.headers.get("Retry-After") == error.headers.get("Retry-After")
@@ -104,14 +104,14 @@ def test_times_of_tokens_are_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     ask(tmp_path, *script, [TextPiece(row, "", 0, reason="stop") for row in (0, 1)], n=2, change=found.append)
     lines = found[0].metrics.text().decode().splitlines()
     counts = {name: float(value) for name, value in (line.split() for line in lines if " " in line and line[0] != "#")}
-    # Another generation's first token is neither the request's first nor after one of its own.
+    # The second generation's first token is not the request's first, and no token of its own came before.
     assert counts["lucid_time_to_first_token_seconds_count"] == 1
     assert counts["lucid_time_between_tokens_seconds_count"] == 2
     assert counts["lucid_time_between_tokens_seconds_sum"] == 1 + 3  # a tick for each token
     assert counts["lucid_generated_tokens_total"] == 4
 
 
-def test_half_of_what_is_read_or_answered_is_for_other_keys(tmp_path: Path) -> None:
+def test_one_of_two_keys_gets_at_most_half_of_all_requests(tmp_path: Path) -> None:
     digests = tuple(hashlib.sha256(key.encode()).digest() for key in ("one", "two"))
 
     async def statuses(known: int) -> list[int]:

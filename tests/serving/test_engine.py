@@ -1,4 +1,4 @@
-"""The thread with the batcher: admission, cancelling, and ends."""
+"""The engine's thread: admission, cancelled requests, failures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def everything(stream: Any, rows: int) -> list[tuple[int, Any]]:
     return out
 
 
-def test_events_go_to_who_asked() -> None:
+def test_events_go_to_the_job_that_asked() -> None:
     async def test(engine: Engine, _: ScriptedBatcher) -> None:
         streams = [engine.submit([Request([1, 2], 5)]), engine.submit([Request([1], 5), Request([1, 2, 3], 5)])]
         first, second = [await everything(stream, rows) for stream, rows in zip(streams, (1, 2), strict=True)]
@@ -115,7 +115,7 @@ def test_half_of_the_queue_is_for_other_clients() -> None:
             engine.submit(requests("a", 1))
         streams.append(engine.submit(requests("b", 1)))
         with pytest.raises(ApiError):
-            engine.submit(requests("c", 1))  # it is full
+            engine.submit(requests("c", 1))  # the queue is full
         batcher.held.set()
         for stream, rows in zip(streams, (3, 1), strict=True):
             await everything(stream, rows)
@@ -140,7 +140,7 @@ def test_admission_is_all_or_nothing() -> None:
     with_engine(test)
 
 
-def test_a_cancelled_row_frees_its_place() -> None:
+def test_cancelled_generations_free_their_places() -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         stream = engine.submit([Request([1] * 1000, 5)] * 3)
@@ -153,7 +153,7 @@ def test_a_cancelled_row_frees_its_place() -> None:
     with_engine(test)
 
 
-def test_what_the_batcher_refuses() -> None:
+def test_a_request_that_the_batcher_refuses_gets_status_400() -> None:
     async def test(engine: Engine, _: ScriptedBatcher) -> None:
         for _attempt in range(5):  # no place is lost
             ((_, error),) = await everything(engine.submit([Request([], 5)]), 1)
@@ -162,7 +162,7 @@ def test_what_the_batcher_refuses() -> None:
     with_engine(test, rows=1, max_queue=0)
 
 
-def test_a_fault_ends_everything_and_everyone_hears_of_it(serving_log: pytest.LogCaptureFixture) -> None:
+def test_an_exception_ends_the_engine_and_every_client_gets_an_error(serving_log: pytest.LogCaptureFixture) -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         batcher.fault = RuntimeError("broken")
@@ -178,7 +178,7 @@ def test_a_fault_ends_everything_and_everyone_hears_of_it(serving_log: pytest.Lo
     with_engine(test)
 
 
-def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_ends_the_engine_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_deploy.serving.engine.CHECK_SECONDS", 0.0)
     sound = True
 
@@ -197,7 +197,7 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
     with_engine(test, check=check)
 
 
-def test_a_model_that_does_not_load() -> None:
+def test_a_model_that_does_not_load_leaves_the_engine_dead() -> None:
     async def run() -> None:
         def fail() -> Any:
             raise LucidError("no such artifact")

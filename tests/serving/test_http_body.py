@@ -1,4 +1,4 @@
-"""Bodies: sizes, types, and the memory that all of them share."""
+"""Bodies of requests: sizes, types, and the memory that all bodies share."""
 
 from __future__ import annotations
 
@@ -65,22 +65,22 @@ def test_the_time_for_a_request_begins_before_its_body() -> None:
         asyncio.run(run())
 
 
-def test_a_body_in_parts() -> None:
+def test_the_parts_of_a_body_are_joined() -> None:
     assert read([b"a", b"", b"bc"]) == b"abc"
     assert read([b"abc"], {"content-type": "Application/JSON; charset=utf-8", "content-length": "3"}) == b"abc"
 
 
-def test_other_types_are_refused() -> None:
+def test_other_content_types_are_refused() -> None:
     for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/jsonp"}):
         refused(415, [b"{}"], headers)
 
 
-def test_a_body_may_be_larger_than_it_said() -> None:
+def test_a_body_may_be_longer_than_its_content_length() -> None:
     assert read([b"12345", b"67890"], {**JSON, "content-length": "1"}, body_bytes=10) == b"1234567890"
     refused(413, [b"12345", b"678901"], {**JSON, "content-length": "1"}, body_bytes=10)
 
 
-def test_a_client_that_leaves() -> None:
+def test_a_client_that_leaves_raises_client_disconnect() -> None:
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
@@ -88,7 +88,7 @@ def test_a_client_that_leaves() -> None:
         asyncio.run(exchange(memory(), receive).body())
 
 
-def test_memory_is_shared_and_given_back(tmp_path: Path) -> None:
+def test_bodies_share_memory_and_give_it_back(tmp_path: Path) -> None:
     shared = memory(100)
     first, second = exchange(shared), exchange(shared)
     first.count(FREE_BYTES + 60)

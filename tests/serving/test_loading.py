@@ -1,4 +1,4 @@
-"""Limits and names that follow from options and artifacts, and files that are watched."""
+"""Limits and names that come from options and artifacts, and the files that the engine watches."""
 
 from __future__ import annotations
 

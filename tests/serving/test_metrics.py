@@ -1,11 +1,11 @@
-"""What `/metrics` computes itself."""
+"""Quantiles in `/metrics`."""
 
 from __future__ import annotations
 
 from lucid_deploy.serving.metrics import Metrics
 
 
-def test_quantiles_are_of_the_last_thousand() -> None:
+def test_quantiles_are_of_the_last_thousand_values() -> None:
     metrics = Metrics(dict)
     assert b'quantile_seconds{quantile="0.5"} NaN' in metrics.text()
     for number in (*range(1, 2001), *reversed(range(2001, 3001))):

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid references, and schemas that say what the reader says."""
+"""The OpenAPI document: references lead to schemas, and the schemas accept the bodies that the reader accepts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, Response
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Return one schema with what it refers to."""
+    """Return one schema, with all schemas that it may refer to."""
     found = document()["components"]["schemas"]
     return {"$ref": f"#/components/schemas/{name}", "components": {"schemas": found}}
 
 
-def test_references_lead_somewhere() -> None:
+def test_every_reference_leads_to_a_schema() -> None:
     text = json.dumps(document())
     names = set(re.findall(r"#/components/schemas/(\w+)", text))
     assert {"CompletionRequest", "ChatRequest", "Error"} <= names

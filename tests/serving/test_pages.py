@@ -1,4 +1,4 @@
-"""Pages for browsers: what they may load, and that they say what there is."""
+"""Pages for browsers: they load nothing from elsewhere, and the docs list every path and field."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_pages_load_nothing_from_elsewhere(path: str, tmp_path: Path) -> None:
     assert not re.search(r"<script(?![^>]* src=)|\son\w+=|style=|<style", text), "the policy would stop it"
 
 
-def test_pages_are_off_where_they_are_not_wanted(tmp_path: Path) -> None:
+def test_pages_can_be_turned_off(tmp_path: Path) -> None:
     for path in PAGES:
         assert get(tmp_path, path, pages=False).status_code == 404
 
 
-def test_pages_need_no_key_and_hold_nothing_of_the_model(tmp_path: Path) -> None:
+def test_pages_need_no_key_but_paths_about_the_server_do(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("k\n")
     file.chmod(0o600)

@@ -59,7 +59,7 @@ def test_prefixes_belong_to_a_key_and_a_salt(start: Start, artifacts: dict[str, 
     assert found == [0, (tokens - 1) // 128 * 128, 0] and tokens > 200  # answers count what was reused
 
 
-def test_prefixes_are_shared_on_request(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_prefixes_are_shared_with_share_prefix_cache(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
     keys = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
     server = start(artifacts["static"], "--prefix-cache-tokens", 1000, "--share-prefix-cache", *keys)
     assert reused(server, "alice") == 0

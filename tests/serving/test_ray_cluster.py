@@ -1,4 +1,4 @@
-"""A local Ray cluster with two engines: streams pass through, and a killed one costs its clients an error at most."""
+"""A local Ray cluster with two engines: streams pass through; if one is killed, its clients get at most an error."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_answers_and_streams_pass_through(cluster: Server, reference: Reference)
     with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="other", prompt=PROMPT)
-        while not come_as_they_are_made(client):  # a busy machine passes later, a stream held back to its end never
+        while not come_as_they_are_made(client):  # never ends if streams are held back; a busy machine passes later
             pass
 
 
@@ -132,5 +132,5 @@ def test_a_killed_replica_loses_no_request_without_an_error(cluster: Server, ref
     assert len(outcomes) == 24
     failed = [outcome for outcome in outcomes if isinstance(outcome, openai.OpenAIError)]
     assert [outcome for outcome in outcomes if isinstance(outcome, str)] == [expected] * (24 - len(failed))
-    assert 0 < len(failed) < 20  # the victim was at work, the other one went on
+    assert 0 < len(failed) < 20  # the killed engine was at work, and the other one went on
     assert asyncio.run(load(cluster, 6, 1)) == [expected] * 6

@@ -44,7 +44,7 @@ async def refusal(pool: ReaderPool, body: bytes, kind: Kind = "chat") -> ApiErro
     return caught.value
 
 
-def test_a_template_without_end_ends(tmp_path: Path) -> None:
+def test_an_endless_template_is_refused(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         error = await refusal(pool, chat("endless"))
         assert (error.status, error.code) == (400, "too_costly")
@@ -54,7 +54,7 @@ def test_a_template_without_end_ends(tmp_path: Path) -> None:
     with_pool(write_setup(tmp_path), test)
 
 
-def test_code_that_cannot_be_interrupted_ends_the_process_alone(tmp_path: Path) -> None:
+def test_code_that_cannot_be_interrupted_costs_only_its_process(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         before = pids(pool)
         error = await refusal(pool, completion("a" * 500_000), "completion")
@@ -110,7 +110,7 @@ def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Pat
         for task in [running, *queued]:
             task.cancel()
         await asyncio.wait([running, *queued])
-        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)  # and not only after 51 times 60 s
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)  # at once, not after 51 times 60 s
         assert pids(pool) != before
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
@@ -159,7 +159,7 @@ def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
 
 
-def test_signals_to_the_whole_group_are_the_servers_affair(tmp_path: Path) -> None:
+def test_readers_ignore_signals_to_the_whole_group(tmp_path: Path) -> None:
     """A terminal signals the whole group; readers ignore that, so requests being read are still answered."""
 
     async def test(pool: ReaderPool) -> None:
@@ -174,7 +174,7 @@ def test_signals_to_the_whole_group_are_the_servers_affair(tmp_path: Path) -> No
     with_pool(write_setup(tmp_path), test)
 
 
-def test_a_template_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_template_is_refused_at_the_start(tmp_path: Path) -> None:
     """The template is compiled in the reader too, within its limits: compiling evaluates constant expressions."""
     with pytest.raises(LucidError, match="is not valid"), reader_process(write_setup(tmp_path, "{% for")) as reader:
         reader.start()

@@ -74,21 +74,21 @@ def test_roles_are_those_of_openai(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tmp_path: Path) -> None:
+def test_fields_that_would_be_ignored_are_refused(fields: dict[str, Any], param: str, tmp_path: Path) -> None:
     assert refused(tmp_path, chat("w5", **fields), is_chat=True).param == param
 
 
-def test_a_constraint_is_a_part_of_the_job(tmp_path: Path) -> None:
+def test_a_constraint_becomes_part_of_the_job(tmp_path: Path) -> None:
     read = reader(tmp_path)
     assert read.read("completion", completion("w1", guided_regex=".*")).request.constraint == from_regex(".*")
     assert read.read("completion", completion("w1", response_format={"type": "text"})).request.constraint is None
 
 
-def test_defaults_of_a_completion(tmp_path: Path) -> None:
+def test_a_completion_without_options_has_defaults(tmp_path: Path) -> None:
     assert reader(tmp_path).read("completion", completion("w3 w4")) == Job(((3, 4),), Request([], 16, Sampling(1.0)))
 
 
-def test_everything_of_a_completion(tmp_path: Path) -> None:
+def test_all_fields_of_a_completion_are_read(tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "n": 2,
         "max_tokens": 9,
@@ -117,7 +117,7 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
     assert job.prompt_tokens == 3
 
 
-def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
+def test_fields_without_effect_are_accepted(tmp_path: Path) -> None:
     neutral = {"metadata": {"a": "b"}, "store": False, "response_format": {"type": "text"}, "presence_penalty": 0}
     neutral |= {"logit_bias": {}, "safety_identifier": "me", "prompt_cache_key": "k"}
     read = reader(tmp_path)
@@ -184,16 +184,16 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion("w1", n=1)[:-1] + b', "n": 2}', 'an object has the name "n" twice', "invalid_json"),
     ],
 )
-def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_path: Path) -> None:
+def test_invalid_completions_are_refused(body: bytes, message: str, code: str, tmp_path: Path) -> None:
     error = refused(tmp_path, body, context=50, prompt_tokens=40)
     assert (message in error.message, error.code) == (True, code)
 
 
-def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
+def test_a_prompt_that_fills_the_context_is_refused(tmp_path: Path) -> None:
     assert "40 tokens; this server takes at most 39" in refused(tmp_path, completion("w1 " * 40), context=40).message
 
 
-def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
+def test_tokens_outside_the_model_s_vocabulary_are_refused(tmp_path: Path) -> None:
     assert "Token id 50 is outside the vocabulary" in refused(tmp_path, completion("w50"), vocabulary=50).message
     error = refused(tmp_path, completion("w1", bad_words=["w50"]), vocabulary=50)
     assert (error.message, error.param) == ("bad_words: token id 50 is outside the vocabulary (0 to 49).", "bad_words")
@@ -215,7 +215,7 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         ("", {}, "it has no tokens", "messages"),
     ],
 )
-def test_chats_that_do_not_fit(
+def test_invalid_chats_are_refused(
     template: str | None, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path
 ) -> None:
     error = refused(tmp_path, chat("w1", **fields), is_chat=True, template=template, choices=9)

@@ -43,7 +43,7 @@ def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
     return caught.value
 
 
-def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
+def test_a_text_becomes_a_message_of_the_user(tmp_path: Path) -> None:
     found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
     assert found.prompts == ((1, 9, 2, 5, 6),)
     assert (found.request.max_new_tokens, found.request.sampling) == (7, Sampling(0.5, top_p=0.9))
@@ -51,7 +51,7 @@ def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
     assert found.response is not None and found.response["instructions"] == b'"w9"'
 
 
-def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
+def test_messages_and_an_earlier_answer_become_a_chat(tmp_path: Path) -> None:
     earlier = {
         "id": "msg_1",
         "type": "message",
@@ -142,11 +142,11 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
         ("w5", {"template": None}, "no chat template", None),
     ],
 )
-def test_what_is_refused(given: Any, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path) -> None:
+def test_faults_are_named(given: Any, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path) -> None:
     error = refused(tmp_path, given, **fields)
     assert message in error.message and error.param == param
 
 
-def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
+def test_fields_without_effect_are_accepted(tmp_path: Path) -> None:
     neutral = {"store": False, "truncation": "disabled", "tools": [], "text": {"format": {"type": "text"}}}
     assert read(tmp_path, "w5", **neutral, previous_response_id=None, user="me", metadata={"a": "b"}).response

@@ -40,7 +40,7 @@ def piece(text: str, logprobs: bool = False) -> TextPiece:
 
 
 @pytest.mark.parametrize(("reason", "status"), [("stop", "completed"), ("length", "incomplete")])
-def test_a_whole_answer(reason: str, status: str) -> None:
+def test_a_whole_answer_is_valid_for_openai_s_client(reason: str, status: str) -> None:
     made = answer(1)
     made.take(piece("hel", logprobs=True))
     made.take(piece("lo", logprobs=True))
@@ -55,7 +55,7 @@ def test_a_whole_answer(reason: str, status: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
-def test_the_events_of_a_stream(reason: str) -> None:
+def test_the_events_of_a_stream_are_valid_and_in_order(reason: str) -> None:
     made = answer()
     events = made.opening()
     for part in ("a", "", "é"):
@@ -88,7 +88,7 @@ CALL = '<tool_call>\n{"name": "%s", "arguments": {"a": [1]}}\n</tool_call>'
 TWO_CALLS = f"Wait. {CALL % 'f'}\n{CALL % 'g'}"
 
 
-def test_calls_are_items_behind_the_text() -> None:
+def test_calls_are_items_after_the_text() -> None:
     made = answer(tools=tool_format_of(HERMES))
     for place in range(0, len(TWO_CALLS), 3):
         made.take(piece(TWO_CALLS[place : place + 3]))

@@ -7,7 +7,7 @@ import hashlib
 from lucid_deploy.serving.security import ApiKeys, cache_owner, host_allowed, is_loopback
 
 
-def test_hosts() -> None:
+def test_loopback_and_named_hosts_are_allowed() -> None:
     assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "LOCALHOST"]))
     assert not any(map(is_loopback, ["0.0.0.0", "::", "10.0.0.1", "localhost.example", ""]))
     names = frozenset({"a.example"})
@@ -15,12 +15,12 @@ def test_hosts() -> None:
     assert not host_allowed("b.example", names) and not host_allowed("", names)
 
 
-def test_no_keys_let_everyone_in() -> None:
+def test_without_keys_everyone_may_send_requests() -> None:
     assert ApiKeys().identify(None) == ""
     assert ApiKeys((b"x" * 32,)).identify(None) is None
 
 
-def test_a_key_has_a_name_that_is_not_the_key() -> None:
+def test_a_key_is_identified_by_its_digest() -> None:
     digests = tuple(hashlib.sha256(key).digest() for key in (b"one", b"two"))
     keys = ApiKeys(digests)
     assert [keys.identify(f"Bearer {key}") for key in ("one", "two")] == [digest.hex() for digest in digests]
@@ -29,7 +29,7 @@ def test_a_key_has_a_name_that_is_not_the_key() -> None:
         assert keys.identify(wrong) is None
 
 
-def test_who_owns_prefixes() -> None:
+def test_prefixes_belong_to_a_key_with_a_salt() -> None:
     owners = {cache_owner(key, salt) for key in ("", "a", "b", "a b") for salt in ("", "x", "b x")}
     assert len(owners) == 12 - 1  # keys are hexadecimal: "a" with "b x" and "a b" with "x" do not both exist
     assert cache_owner("", "") == ""

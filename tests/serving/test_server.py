@@ -115,7 +115,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
     assert not any("WARNING: listening" in line for line in server.errors)
 
 
-def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str, Path]) -> None:
+def test_the_time_limit_holds_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str, Path]) -> None:
     server = start(artifacts["growing"], "--rows", 1, "--timeout", 2, slow=STEP)
     running, queued = Asking(server, body()), Asking(server, body())
     for asking in (running, queued):
@@ -135,7 +135,7 @@ def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str,
     wait_for(lambda: httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 200)
 
 
-def test_running_requests_finish_and_new_ones_are_told(start: Start, artifacts: dict[str, Path]) -> None:
+def test_at_shutdown_running_requests_finish_and_new_ones_are_refused(start: Start, artifacts: dict[str, Path]) -> None:
     server = start(artifacts["growing"], slow=STEP)
     whole, streamed = Asking(server, body(60)), Asking(server, body(60, stream=True))
     wait_for(lambda: metric(server, "lucid_active_rows") == 2)
@@ -160,7 +160,7 @@ def test_after_grace_requests_end_with_an_error(start: Start, artifacts: dict[st
     assert "[DONE]" not in streamed.result().text
 
 
-def test_a_port_in_use(artifacts: dict[str, Path]) -> None:
+def test_a_port_in_use_is_refused(artifacts: dict[str, Path]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -35,7 +35,7 @@ def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> No
     assert pieces == [choice.message.content for choice in answers.choices]
 
 
-def test_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
+def test_answers_follow_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
     def text(**fields: Any) -> str:
         choice = client.completions.create(prompt="keys", **SAMPLED, extra_body=fields).choices[0]
         assert choice.finish_reason == "stop"

@@ -1,4 +1,4 @@
-"""The files of tool formats, and the format of each chat template."""
+"""The files of tool formats, and which format a chat template has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lucid_deploy.serving.tool_formats import FOLDER, tool_format_of, tool_forma
 from tests.serving.tool_examples import TEMPLATES
 
 
-def test_every_file_is_a_format_of_its_name() -> None:
+def test_every_file_is_a_format_with_the_file_s_name() -> None:
     assert [item.name for item in tool_formats()] == sorted(path.stem for path in FOLDER.iterdir())
     for item in tool_formats():
         assert (item.opening + item.call[0]).startswith(item.trigger)
@@ -16,7 +16,7 @@ def test_every_file_is_a_format_of_its_name() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_is_of_its_format(name: str) -> None:
+def test_the_format_of_a_template_is_recognized(name: str) -> None:
     found = tool_format_of(TEMPLATES[name])
     assert found is not None and found.name == name
 
@@ -30,5 +30,5 @@ def test_a_template_is_of_its_format(name: str) -> None:
         "<tool_call>",
     ],
 )
-def test_templates_without_tools_or_of_unknown_forms(template: str) -> None:
+def test_templates_without_tools_or_with_unknown_formats_have_none(template: str) -> None:
     assert tool_format_of(template) is None

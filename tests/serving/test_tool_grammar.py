@@ -1,4 +1,4 @@
-"""Random tokens that the grammar allows are calls whose arguments follow the tools' schemas, in every format."""
+"""Random tokens that the grammar allows give calls whose arguments follow the tools' schemas, in every format."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def calls_of(form: ToolFormat, text: str) -> tuple[str, list[tuple[str, dict[str
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_calls_that_must_be_follow_the_schemas(name: str, tokenizer: TextTokenizer, guides: GuideFactory) -> None:
+def test_required_calls_follow_the_schemas(name: str, tokenizer: TextTokenizer, guides: GuideFactory) -> None:
     seen: set[str] = set()
     for several in (True, False):
         constraint = tool_grammar(FORMS[name], SCHEMAS, True, several, None)
@@ -95,7 +95,7 @@ def test_an_answer_may_be_text_or_calls(name: str, tokenizer: TextTokenizer, gui
     assert follow(guides, tokenizer, must, "Hello.") is None and follow(guides, tokenizer, must, call) is True
 
 
-def test_a_trigger_that_is_a_special_token(tmp_path: Path) -> None:
+def test_a_special_token_can_be_the_trigger(tmp_path: Path) -> None:
     tokenizer_of("byte-level bpe", tmp_path)
     raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     raw.add_special_tokens(["[TOOL_CALLS]"])
@@ -116,7 +116,7 @@ def test_a_trigger_that_is_a_special_token(tmp_path: Path) -> None:
     assert calls_of(form, text) == ("So ", [("time-now", {})])
 
 
-def test_nothing_else_stands_for_a_trigger(tmp_path: Path) -> None:
+def test_no_other_token_stands_for_the_trigger(tmp_path: Path) -> None:
     """Neither another special token nor byte 0xFF, which no text has and llguidance marks special tokens with."""
     tokenizer_of("byte-level bpe", tmp_path)
     raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

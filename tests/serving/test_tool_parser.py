@@ -1,4 +1,4 @@
-"""Answers become content and calls, however their text is cut."""
+"""The parser splits answers into content and calls, however their text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parsed(form: ToolFormat, text: str, cut: int) -> tuple[str, list[tuple[str, 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("name", FORMS)
-def test_calls_of_every_format(name: str, cut: int) -> None:
+def test_calls_of_every_format_are_parsed(name: str, cut: int) -> None:
     form = FORMS[name]
     calls = CALLS if form.several else CALLS[:1]
     before = "I ask.\n<tool [TOOL " if form.text_before else ""
@@ -60,7 +60,7 @@ def test_text_alone_is_content(name: str, cut: int) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_call_that_is_cut_keeps_what_there_is(name: str) -> None:
+def test_a_call_that_is_cut_keeps_its_beginning(name: str) -> None:
     form = FORMS[name]
     text = written(form, CALLS[:1])
     end = text.index("quoted") + 3

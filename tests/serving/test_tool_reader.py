@@ -1,4 +1,4 @@
-"""The tools of a request as a constraint, and messages with calls and results."""
+"""The constraint that a request's tools make, and messages with calls and results."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_wrong_tools_are_named(fields: dict[str, Any], param: str, said: str, to
     assert caught.value.param == param and said in str(caught.value), caught.value
 
 
-def test_the_form_is_that_of_the_template_for_tools(tokenizer: TextTokenizer) -> None:
+def test_the_format_is_that_of_the_template_for_tools(tokenizer: TextTokenizer) -> None:
     plain, other = "{{ messages[0].content }}", "{{ tools }}"
     for texts in ({"default": plain, "tool_use": TEMPLATES["hermes"]}, {"default": TEMPLATES["hermes"], "rag": other}):
         use = tool_use_of(read(tools=[TIME]), templates(**texts), tokenizer)

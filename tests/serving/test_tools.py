@@ -41,7 +41,7 @@ def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.Ope
 
 
 def responses_fields(choice: Any = "required") -> dict[str, Any]:
-    """Return fields by which /v1/responses is asked for the same as a chat by :data:`SAMPLED`."""
+    """Return the fields for /v1/responses that mean the same as :data:`SAMPLED` means for a chat."""
     tools = [{"type": "function", "parameters": None, **tool["function"]} for tool in TOOLS]
     more = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "extra_body": {"seed": 3}}
     return {"model": MODEL, "temperature": 1.0, "max_output_tokens": 250, "input": USER, **more}
@@ -62,14 +62,14 @@ def test_responses_make_the_calls_of_a_chat(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stop", ["city", "unit", "</tool_call>"])
-def test_a_call_that_a_stop_string_cuts_is_none_to_carry_out(stop: str, client: openai.OpenAI) -> None:
+def test_a_call_cut_by_a_stop_string_does_not_finish_as_tool_calls(stop: str, client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "function": {"name": "get_weather"}}
     fields: Any = {**SAMPLED, "messages": USER, "stop": stop, "tool_choice": choice}
     (whole,) = client.chat.completions.create(**fields).choices
     last = [part for chunk in client.chat.completions.create(stream=True, **fields) for part in chunk.choices][-1]
     (call,) = whole.message.tool_calls or []
     assert call.type == "function"
-    if stop == "</tool_call>":  # behind the arguments
+    if stop == "</tool_call>":  # comes after the arguments
         assert json.loads(call.function.arguments)["unit"] in ("C", "F")
     else:
         with pytest.raises(json.JSONDecodeError):

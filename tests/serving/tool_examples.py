@@ -1,4 +1,4 @@
-"""Tools, and chat templates of each form that is known, cut down to what concerns tools."""
+"""Tools, and a chat template of each known tool format, reduced to the parts about tools."""
 
 from __future__ import annotations
 

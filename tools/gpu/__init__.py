@@ -1,1 +1,1 @@
-"""Check the GPU kernels and tune them on a GPU, and look for spills in their machine code without one."""
+"""Check and tune the kernels on a GPU; without a GPU, look for register spills in their machine code."""

@@ -36,7 +36,7 @@ class Accuracy:
 class Shape:
     """One measurement of a kernel.
 
-    ``solve`` of ``tokens`` new tokens; or after ``tokens``, ``decode`` of one or ``verify`` of ``new`` ones at once.
+    ``solve`` preconditions ``tokens`` new tokens. After ``tokens`` cached ones, ``decode`` runs 1, ``verify`` ``new``.
     """
 
     kernel: str
@@ -58,12 +58,12 @@ class TorchGpu:
     """The first GPU, as PyTorch sees it.
 
     Raises:
-        RuntimeError: There is none.
+        RuntimeError: PyTorch sees no GPU.
     """
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise RuntimeError("PyTorch sees none")
+            raise RuntimeError("PyTorch sees no GPU")
         torch.manual_seed(0)
         major, minor = torch.cuda.get_device_capability()
         self.name, self.capability = torch.cuda.get_device_name(), 10 * major + minor
@@ -112,7 +112,7 @@ class TorchGpu:
         return list(zip(decode_attention(q, key, value, *cache, mask, EPS), exact, strict=True))
 
     def calls(self, shape: Shape) -> dict[str, Callable[[], Any] | str]:
-        """Return the calls to time, by name; where one cannot run, a text in its place says why."""
+        """Return the calls to time, by name; for a call that cannot run, a text that says why."""
         dtype = getattr(torch, shape.dtype)
         k = make_keys(shape.heads, shape.tokens + shape.new, shape.width, 0.9).to(dtype)
         v = torch.randn_like(k)
@@ -133,7 +133,7 @@ class TorchGpu:
             with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-        needed = 4 * 4 * k.shape[1] * k.shape[2] ** 2  # four float32 matrices of all tokens by all tokens
+        needed = 4 * 4 * k.shape[1] * k.shape[2] ** 2  # bytes of four float32 matrices (heads, tokens, tokens)
         free = torch.cuda.mem_get_info()[0]
         dense: Callable[[], Any] | str = (
             f"needs {needed / 2**30:.0f} GiB" if needed > free else (lambda: dense_solve(k, v))
@@ -148,7 +148,7 @@ class TorchGpu:
 
 
 def _decode_calls(k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
-    """Both read the same cache; a key/value head's query heads are rows of one product in both."""
+    """Return both calls, over the same cache; the query heads of a key/value head are the rows of one matrix."""
     rows = torch.randn(1, k.shape[1], GROUPS, k.shape[3], device=DEVICE).to(k.dtype)
     return {"lucid": _decode_call(k, v, 1), "standard": lambda: F.scaled_dot_product_attention(rows, k, v)}
 
@@ -163,7 +163,7 @@ def _decode_call(k: Tensor, v: Tensor, new: int) -> Callable[[], Any]:
 
 
 def dense_solve(k: Tensor, v: Tensor) -> Tensor:
-    """Solve as the published code does: the whole matrix in float32, then ``solve_triangular``."""
+    """Solve as the published code does: build the whole matrix in float32 and call ``solve_triangular``."""
     width = k.shape[3]
     keys = k.float() * torch.rsqrt(k.float().square().mean(-1, keepdim=True) + EPS)
     matrix = torch.exp(keys @ keys.mT / math.sqrt(width) - math.sqrt(width)).tril()

@@ -1,9 +1,9 @@
-"""Run on a GPU what runs nowhere else: kernels against float64, plugin and engines, and the benchmark.
+"""Run the checks that need a GPU: kernels against float64, TensorRT plugin and engines, and the benchmark.
 
     make gpu-check            or: python -m tools.gpu.gpu_check [--quick] [--only kernels|engines|benchmark]
 
 Writes JSON and a table with card, versions and commit to benchmarks/results/. Speed is measured only after the kernels
-agreed with float64. Exit status: 0 all that ran passed, 1 something failed, 2 there is no GPU (nothing is written).
+agreed with float64. Exit status: 0 every check passed, 1 a check failed, 2 there is no GPU (nothing is written).
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from lucid_deploy.files import atomic_write
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SECTIONS = ("kernels", "engines", "benchmark")
-VERIFIED = (2, 8, 16)  # tokens of a draft that one step verifies; 16 are the most
-# A quarter above what rounding alone costs with keys correlated 0.99 (docs/mathematics.md); float32 takes tf32 thrice.
+VERIFIED = (2, 8, 16)  # tokens that one step verifies; 16 is the maximum
+# A quarter above the error of rounding alone with keys correlated 0.99; float32 is computed as three tf32 products.
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 6e-3}
-RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # that TensorRT-RTX 1.7 builds for
+RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # compute capabilities for which TensorRT-RTX 1.7 builds engines
 FLASH_TARGET, DENSE_TARGET, DECODE_TARGET, VERIFY_TARGET = 1.2, 10.0, 1.02, 1.5
-DRAFTED = "fox has red lamp, owl has blue cup. fox has"  # lookup drafts what follows, so the verifying engine runs
+DRAFTED = "fox has red lamp, owl has blue cup. fox has"  # lookup finds drafts here, so the engine for drafts runs
 Run = Callable[[list[str]], tuple[int, str]]
 Log = Callable[[str], None]
 
 
 class Gpu(Protocol):
-    """What a check asks of a GPU; ``gpu_cases.TorchGpu`` answers it, in tests a fake GPU does."""
+    """What the checks need of a GPU; implemented by ``gpu_cases.TorchGpu`` and, in tests, by a fake GPU."""
 
     name: str
     capability: int
 
     def describe(self) -> dict[str, Any]:
-        """Return card and versions."""
+        """Return the card and the versions."""
 
     def error(self, case: Any) -> float:
         """Return a kernel's relative error against float64."""
 
     def calls(self, shape: Any) -> dict[str, Callable[[], Any] | str]:
-        """Return the calls to time, by name; where one cannot run, a text in its place says why."""
+        """Return the calls to time, by name; for a call that cannot run, a text that says why."""
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
@@ -119,14 +119,14 @@ def check_kernels(gpu: Gpu, make: Callable[..., Any], quick: bool, log: Log) -> 
         limit = LIMITS[case["dtype"]]
         try:
             error = gpu.error(make(**case))
-        except Exception as problem:  # noqa: BLE001 (what a GPU refuses is the finding)
+        except Exception as problem:  # noqa: BLE001 (any failure on the GPU is a result)
             error = float("inf")
             section.fail(f"{case}: {type(problem).__name__}: {problem}")
         if not error <= limit:  # also when it is not a number
             section.fail(f"{case}: relative error {error:.1e}, at most {limit:.1e} expected")
         worst = max(worst, error / limit)
         section.rows.append({**case, "error": error if math.isfinite(error) else "not finite", "limit": limit})
-    log(f"kernels: {len(section.rows)} comparisons, worst error {worst:.2f} of what is allowed")
+    log(f"kernels: {len(section.rows)} comparisons, worst error {worst:.2f} of its limit")
     return section
 
 
@@ -172,7 +172,7 @@ def benchmark(gpu: Gpu, make: Callable[..., Any], quick: bool, log: Log) -> Sect
         try:
             for name, call in gpu.calls(make(**shape)).items():
                 row[name] = call if isinstance(call, str) else gpu.milliseconds(call)
-        except Exception as problem:  # noqa: BLE001 (one shape that fails must not lose the others)
+        except Exception as problem:  # noqa: BLE001 (the other shapes are still measured)
             row["error"] = f"{type(problem).__name__}: {problem}"
             section.fail(f"{shape}: {row['error']}")
         section.rows.append({**row, **ratios(row)})
@@ -197,7 +197,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
 
 
 def judge(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare rows with the targets: of each target's rows the worst counts; a target without rows is not measured."""
+    """Compare rows with the targets; the worst row of a target counts, and a target without rows is not measured."""
     rows = list(rows)
     solve = [row for row in rows if row["kernel"] == "solve"]
     large = [row["over_flash"] for row in solve if row["tokens"] >= 8192 and row["heads"] >= 16 and "over_flash" in row]
@@ -279,7 +279,7 @@ def check(
     """
     sections: list[Section] = []
     if "benchmark" in only:
-        only = only | {"kernels"}  # no speed of kernels that were not checked
+        only = only | {"kernels"}  # time only kernels that were checked
 
     def part(name: str, work: Callable[[], Section]) -> None:
         started = time.perf_counter()
@@ -314,7 +314,7 @@ def _versions() -> dict[str, str]:
 
 
 def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write JSON and Markdown, each whole or not at all; return both paths."""
+    """Write JSON and Markdown files atomically; return both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", report["gpu"]["card"].lower()).strip("-")
     paths = folder / f"{stem}.json", folder / f"{stem}.md"
@@ -324,7 +324,7 @@ def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
-    """Run a command; return its exit status and all it printed."""
+    """Run a command; return its exit status and its output."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return result.returncode, result.stdout
 

@@ -38,7 +38,7 @@ class KernelReport:
     loop: int  # instructions of the hot loop
     spills: int  # loads from and stores to local memory, in all
     in_loop: int  # of these in the hot loop
-    around_it: int  # and in the loops around it, such as the solve's, which waits
+    around_it: int  # of these in the largest loop around the hot one, such as the solve's, which waits
 
 
 def describe(kernel: CompiledKernel) -> KernelReport:
@@ -72,7 +72,7 @@ def report(
     """Compile and describe the variants that are shipped; arguments and errors are those of ``compile_kernels``."""
     kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=update)
     found = []
-    with ThreadPoolExecutor(jobs) as pool:  # which wait for the disassembler, a process of its own
+    with ThreadPoolExecutor(jobs) as pool:  # threads suffice: each waits for a disassembler's process
         for kernel, each in zip(kernels, pool.map(describe, kernels), strict=True):
             found.append(each)
             update(len(found), len(kernels), kernel.variant)
@@ -81,8 +81,8 @@ def report(
 
 @click.command()
 @click.option("--arch", "archs", default=",".join(map(str, aot.ARCHITECTURES)), show_default=True, help="With commas.")
-@click.option("--kernel", default="", help="Only variants whose names begin so, such as decode_split; with commas.")
-@click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths.")
+@click.option("--kernel", default="", help="Only variants with these prefixes, such as decode_split; with commas.")
+@click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths, with commas.")
 @click.option("--jobs", default=aot.JOBS, show_default=True, help="Processes that compile at the same time.")
 def main(archs: str, kernel: str, widths: str, jobs: int) -> None:
     """Print a row for each compiled variant; exit with 1 if a hot loop spills."""

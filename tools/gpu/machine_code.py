@@ -1,4 +1,4 @@
-"""What is in compiled kernels: instructions, loops and resources, read with the disassemblers of Triton's package."""
+"""Read compiled kernels with the disassemblers of Triton's package: instructions, loops and resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.gpu.natural_loops import Flow, natural_loops
 
 BYTES = 16  # of an instruction, from compute capability 7.0 on
 _BRANCHES = {"BRA", "JMP"}
-_CALLS = {"CALL"}  # which ptxas also leaves loops by, never to come back
+_CALLS = {"CALL"}  # ptxas also leaves loops by calls that never return
 _ENDS = {"EXIT", "RET"}
 _ALWAYS = re.compile(r"^0x[0-9a-f]+$")  # a branch's operands if they name no predicate
 _TARGET = re.compile(r"\b0x[0-9a-f]+$")
@@ -40,7 +40,7 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch or a call goes; None if it is neither, or goes where a register says."""
+        """The constant address to which a branch or a call goes; None for a variable one and for other instructions."""
         found = _TARGET.search(self.operands) if self.name in _BRANCHES | _CALLS else None
         return int(found[0], 16) if found else None
 
@@ -58,7 +58,7 @@ class Code:
 
     instructions: tuple[Instruction, ...]  # in the order of addresses
     registers: int  # per thread
-    stack: int  # bytes of local memory per thread: where what does not fit into registers is spilled
+    stack: int  # bytes of local memory per thread, into which registers are spilled
 
     @property
     def spills(self) -> int:
@@ -82,9 +82,9 @@ class Code:
 
     @cached_property
     def hot_loop(self) -> tuple[Instruction, ...]:
-        """The loop that computes most and holds no other loop that computes; () if none does.
+        """The loop with the most arithmetic, without an inner loop that has arithmetic; () if no loop has any.
 
-        Loops that wait or reduce a few numbers may lie within it.
+        The hot loop may contain loops that wait or reduce a few numbers.
         """
         computing = [loop for loop in self.loops if _work(loop)]
         innermost = [
@@ -94,7 +94,7 @@ class Code:
 
     @property
     def enclosing(self) -> tuple[Instruction, ...]:
-        """The instructions of the largest loop around the hot one, without the hot one's; () if there is none."""
+        """The instructions of the largest loop around the hot loop, without the hot loop's; () if there is none."""
         hot = self.hot_loop
         around = [loop for loop in self.loops if hot and loop is not hot and _holds(loop, hot)]
         inside = {each.address for each in hot}
@@ -119,10 +119,10 @@ def disassemble(image: bytes, entry: str) -> Code:
 
     Args:
         image: Machine code, an ELF file as Triton compiles it.
-        entry: The function's name; others in it are the compiler's own, which it calls.
+        entry: The kernel's name; the module's other functions are the compiler's own, which the kernel calls.
 
     Raises:
-        LucidError: Triton is not installed, or its disassemblers do not read the module.
+        LucidError: Triton is not installed, or its disassemblers cannot read the module.
     """
     with tempfile.TemporaryDirectory(prefix="lucid-cubin-") as folder:
         path = Path(folder) / "module.cubin"
@@ -132,10 +132,10 @@ def disassemble(image: bytes, entry: str) -> Code:
     try:
         [function] = [each for each in json.loads(listing)[1] if each["function-name"] == entry]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise LucidError(f"nvdisasm's listing is not as this version reads it ({error}).") from error
+        raise LucidError(f"nvdisasm's listing has an unexpected format ({error}).") from error
     used = _USAGE.search(usage, max(usage.find(f"Function {entry}:"), 0))
     if used is None:
-        raise LucidError(f"cuobjdump says nothing of {entry}'s registers.")
+        raise LucidError(f"cuobjdump does not list the registers of {entry}.")
     instructions = tuple(
         Instruction(index * BYTES, each["opcode"], each.get("operands", ""), each.get("predicate", ""))
         for index, each in enumerate(function["sass-instructions"])

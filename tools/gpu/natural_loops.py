@@ -1,8 +1,8 @@
-"""Which instructions a loop repeats, from the branches of compiled code.
+"""Find the instructions that each loop repeats, from the branches of compiled code.
 
-A branch back alone is no loop: compilers put what is rarely run, such as waiting once more, behind the end of a
-function, and branch back from there into the middle of a loop. A branch closes a loop if its target is on every way
-from the function's start to the branch; the loop then is what reaches the branch without passing its target.
+Not every backward branch closes a loop: compilers put rarely run code, such as another wait, behind a function's end
+and branch back from there into the middle of a loop. A branch closes a loop if its target is on every path from the
+function's start to the branch; the loop then has all instructions that reach the branch without passing its target.
 (Aho, Lam, Sethi, Ullman, "Compilers", natural loops.)
 """
 
@@ -21,9 +21,9 @@ class Flow(NamedTuple):
 
 
 def natural_loops(code: Sequence[Flow]) -> list[list[int]]:
-    """Return for every loop the indices of its instructions, ascending.
+    """Return each loop's instruction indices, ascending.
 
-    Branches to one target make one loop. An instruction that branches to itself is none.
+    Branches back to the same target make one loop. An instruction that branches to itself is not counted.
     """
     blocks = _blocks(code)
     start_of = {block[0]: number for number, block in enumerate(blocks)}
@@ -39,7 +39,7 @@ def natural_loops(code: Sequence[Flow]) -> list[list[int]]:
 
 
 def _blocks(code: Sequence[Flow]) -> list[range]:
-    """Return runs of instructions that are entered at the first and left at the last only."""
+    """Return the basic blocks: runs of instructions that are entered only at the first and left only at the last."""
     starts = {0}
     for i, (target, goes_on) in enumerate(code):
         if target is not None:
@@ -56,7 +56,7 @@ def _successors(code: Sequence[Flow], last: int) -> list[int]:
 
 
 def _dominators(after: list[list[int]]) -> list[int]:
-    """Return for every block, as bits, the blocks on every way to it; 0 for one that no way leads to."""
+    """Return each block's dominators (the blocks on every path to the block) as bits; 0 for an unreachable block."""
     before: list[list[int]] = [[] for _ in after]
     for block, targets in enumerate(after):
         for target in targets:

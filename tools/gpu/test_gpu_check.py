@@ -1,4 +1,4 @@
-"""The check for GPU machines, tested without one: with a GPU that only pretends, and what it says if there is none."""
+"""``gpu_check``, tested with a fake GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 
 
 class FakeGpu:
-    """A GPU whose kernels have the error and the times (milliseconds by a call's name) that a test tells it."""
+    """A GPU whose kernels have the error and the times (milliseconds by a call's name) that a test sets."""
 
     name, capability = "Fake 9000 (TM)", 86
 
@@ -54,7 +54,7 @@ def statuses(report: dict[str, Any]) -> dict[str, str]:
     return {section["name"]: section["status"] for section in report["sections"]}
 
 
-def test_the_shapes_that_were_asked_for_are_all_measured() -> None:
+def test_all_heads_lengths_widths_and_types_are_measured() -> None:
     gpu = FakeGpu()
     check(gpu, quick=False)
     solve = {(s.heads, s.tokens, s.width, s.dtype) for s in gpu.measured if s.kernel == "solve"}
@@ -91,7 +91,7 @@ def test_targets_are_judged_by_their_worst_row() -> None:
 
 
 @pytest.mark.parametrize("error", [1e-2, float("nan"), float("inf")])
-def test_no_speed_of_wrong_kernels(error: float) -> None:
+def test_kernels_with_wrong_results_are_not_timed(error: float) -> None:
     gpu = FakeGpu(error=error)
     report = check(gpu, only={"benchmark"})
     assert statuses(report) == dict.fromkeys(("engines", "benchmark"), "skipped") | {"kernels": "failed"}
@@ -115,7 +115,7 @@ def test_engines_are_built_verified_and_tested() -> None:
     assert "gpu" in commands[-1], "the tests that need a GPU"
 
 
-def test_one_shape_that_fails_does_not_lose_the_others() -> None:
+def test_the_other_shapes_are_measured_when_one_fails() -> None:
     class Failing(FakeGpu):
         def milliseconds(self, call: Callable[[], float]) -> float:
             if self.measured[-1].kernel == "solve" and self.measured[-1].width == 128:

@@ -1,4 +1,4 @@
-"""The table of ``gpu_static`` shows what the compiler made of the kernels."""
+"""The table of ``gpu_static`` shows the registers, memory and spills of the compiled kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.gpu.machine_code import disassemble, spills
 NAME = "precondition_float16_d32_u8"
 
 
-def test_a_kernel_is_reported_and_a_spill_in_its_loop_is_a_failure(
+def test_a_kernel_is_reported_and_a_spill_in_its_hot_loop_fails_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [found] = gpu_static.report([80], lambda variant: variant.name == NAME, cache=tmp_path)

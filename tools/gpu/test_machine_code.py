@@ -1,4 +1,4 @@
-"""Loops, spills and resources are found in listings, and listings are what another disassembler writes."""
+"""Loops, spills and resources are found in listings, and the listings agree with another disassembler's."""
 
 import re
 import subprocess
@@ -24,9 +24,9 @@ import triton
 
 
 def code(text: str) -> Code:
-    """Return the code of a listing with one instruction a line; ``BRA 3`` goes to instruction 3, counted from 0.
+    """Return the code of a listing with one instruction a line.
 
-    So do ``CALL 3`` and ``JMP 3``; ``BRA`` and ``CALL`` do if a predicate holds, ``JMP`` always.
+    ``BRA 3`` and ``CALL 3`` go to instruction 3, counted from 0, if a predicate holds; ``JMP 3`` always does.
     """
     jumps = ("BRA", "CALL")
     lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
@@ -69,8 +69,8 @@ BRA 15
 """
 
 
-def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
-    """A loop that waits may lie in it; the outer and the smaller loop are not hot; the last branch makes no loop."""
+def test_the_hot_loop_has_the_most_arithmetic_and_no_inner_loop_with_arithmetic() -> None:
+    """A waiting loop may lie in the hot loop; the outer and the smaller loop are not hot; ``BRA 15`` is no loop."""
     found = code(WAITING_INSIDE)
     assert [(loop[0].address // BYTES, loop[-1].address // BYTES) for loop in found.loops] == [
         (5, 6),
@@ -97,22 +97,22 @@ EXIT
 """
 
 
-def test_a_loop_that_is_left_by_a_call_lies_within_the_one_around_it() -> None:
-    """So ptxas writes loops for 8.0: the call never returns, and the loop's last branch comes right after it."""
+def test_a_loop_that_a_call_leaves_lies_within_the_loop_around_it() -> None:
+    """For 8.0, ptxas writes loops in this way: the call never returns, and the loop's last branch follows it."""
     found = code(LEFT_BY_A_CALL)
     assert [each.address // BYTES for each in found.hot_loop] == [2, 3, 4]
     assert [each.address // BYTES for each in found.enclosing] == [1, 5, 6] and spills(found.enclosing) == 2
 
 
-def test_a_loop_that_calls_a_function_does_not_hold_it() -> None:
+def test_a_loop_does_not_include_the_function_that_it_calls() -> None:
     found = code("S2R\nHMMA.16816.F32\nCALL 5\nBRA 1\nEXIT\nLDL\nRET")
     assert [each.address // BYTES for each in found.hot_loop] == [1, 2, 3] and found.enclosing == ()
 
 
-def test_code_without_a_loop() -> None:
+def test_code_without_arithmetic_in_a_loop_has_no_hot_loop() -> None:
     straight = code("MOV\nHMMA.16816.F32\nBRA 3\nEXIT")
     assert straight.hot_loop == straight.enclosing == ()
-    assert code("MOV\nLDG\nBRA 1\nEXIT").hot_loop == (), "it computes nothing"
+    assert code("MOV\nLDG\nBRA 1\nEXIT").hot_loop == (), "the loop computes nothing"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> CompiledKernel:
     return compiled
 
 
-def test_a_kernel_is_as_the_other_disassembler_lists_it(kernel: CompiledKernel, tmp_path: Path) -> None:
+def test_a_kernel_is_listed_as_by_the_other_disassembler(kernel: CompiledKernel, tmp_path: Path) -> None:
     path = tmp_path / "kernel.cubin"
     path.write_bytes(kernel.image)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

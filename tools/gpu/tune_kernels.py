@@ -28,7 +28,7 @@ DECODE_SHAPE = {"batch": 1, "heads": 8, "tokens": 32768}
 GROUPS = 4
 CHECKED_TOKENS = 513
 CORRELATION = 0.9
-# Twice the largest error of rounding alone (docs of the mathematics, correlated keys), relative to float64.
+# Twice the largest relative error of rounding alone, against float64, with correlated keys.
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 6e-3}
 
 
@@ -55,7 +55,7 @@ def candidates(kernel: str, dtype: str) -> list[Choice]:
 
 
 def best(choices: Iterable[Choice], measure: Callable[[Choice], float]) -> tuple[Choice, float]:
-    """Return the fastest choice and its time; ``measure`` raises for one that is wrong or does not fit the device.
+    """Return the fastest choice and its time; ``measure`` raises if a choice is wrong or does not fit the device.
 
     Raises:
         WrongResult: No candidate works.
@@ -137,7 +137,7 @@ def format_tuned(tuned: dict[str, Any]) -> str:
 
 
 def enter(tuned: dict[str, Any], arch: str, dtype: str, width: int, choice: Choice) -> None:
-    """Put a measured choice into a ``tuned.json``, in the place of one that a model chose or that was kept."""
+    """Enter a measured choice into a ``tuned.json``; it replaces one that the cost model chose or that was kept."""
     entry = [vars(choice)[column] for column in tuned["columns"]]
     tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
     name = f"{arch} {dtype} {width}"
@@ -146,7 +146,7 @@ def enter(tuned: dict[str, Any], arch: str, dtype: str, width: int, choice: Choi
 
 
 def tune(dtypes: list[str], widths: list[int]) -> None:
-    """Tune for the current device and write the files after every entry, so that a stop loses nothing."""
+    """Tune for the current device; write the file after every entry, so that an interruption loses nothing."""
     import torch
     import triton
 

@@ -1,1 +1,1 @@
-"""A machine that runs the PTX of the GPU kernels on the CPU, checking memory, barriers and releases."""
+"""An emulator that runs the PTX of the GPU kernels on the CPU and checks memory, barriers and releases."""

@@ -1,8 +1,8 @@
 """PTX's arithmetic on arrays that have one number for each thread.
 
 Source: NVIDIA's PTX ISA 8.8. Registers are unsigned integers (predicates: bool); an instruction's name says what they
-hold. Approximations (``ex2.approx`` and the like) are computed in float64 and rounded. Arithmetic in float32 gives one
-NaN whatever NaN went in, as on GPUs, and its bits are not those of a processor's NaN.
+hold. Approximations (``ex2.approx`` and the like) are computed in float64 and rounded. Float32 arithmetic returns the
+NaN of GPUs, whatever NaN went in; its bits differ from a CPU's NaN.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COMPARE: dict[str, Function] = {
     "nan": lambda a, b: np.not_equal(a, a) | np.not_equal(b, b),
 }
 _LOGIC: dict[str, Function] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-_OTHERWISE = {"rz", "rm", "rp", "sat", "satfinite", "relu"}  # rounding and limits that nothing here computes
+_OTHERWISE = {"rz", "rm", "rp", "sat", "satfinite", "relu"}  # rounding modes and clamps that are not implemented
 _TINY = np.float32(2.0**-126)
 _NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 
@@ -105,17 +105,17 @@ def _shift_right(a: Array, b: Array) -> Array:
 
 
 def _field(a: Array, position: Array, length: Array) -> Array:
-    """``bfe``: bits from a position on, a signed number's sign extended."""
+    """``bfe``: ``length`` bits from ``position`` on, sign-extended if the type is signed."""
     bits = 8 * a.dtype.itemsize
     position, length = position.astype(np.int64) & 0xFF, length.astype(np.int64) & 0xFF
     if (position + length > bits).any() or (length == 0).any():
-        raise NotImplementedError("bfe beyond the number")
+        raise NotImplementedError("bfe of no bits, or of bits beyond the register")
     up = (bits - position - length).astype(a.dtype)
     return (a << up) >> (up + position.astype(a.dtype))
 
 
 def _permuted(a: Array, b: Array, selector: Array) -> Array:
-    """``prmt``: four bytes of eight, by number; 8 in a selector's digit: the byte's sign."""
+    """``prmt``: choose four of eight bytes by the selector's digits; 8 in a digit repeats the byte's sign."""
     both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
     result = np.zeros_like(a)
     for i in range(4):
@@ -127,7 +127,7 @@ def _permuted(a: Array, b: Array, selector: Array) -> Array:
 
 
 def _divided(a: Array, b: Array) -> Array:
-    """Whole numbers, toward 0."""
+    """Divide integers, rounding toward 0."""
     if (b == 0).any():
         raise NotImplementedError("division by 0")
     quotient = np.abs(a.astype(np.int64)) // np.abs(b.astype(np.int64))
@@ -156,7 +156,7 @@ def _wide(kind: str, function: Function) -> Function:
 
 
 def _of_two(function: Function, half: type) -> Function:
-    """Return a function of registers that hold two numbers each; ``half``: the type of the bits of one."""
+    """Return a function of registers that hold two numbers each; ``half``: an unsigned type as wide as one."""
 
     def compute(*registers: Array) -> Array:
         halves = [np.ascontiguousarray(each).view(half).reshape(-1, 2) for each in registers]
@@ -167,7 +167,7 @@ def _of_two(function: Function, half: type) -> Function:
 
 
 def _of_bfloat16(function: Function) -> Function:
-    """Return a function of registers that hold bfloat16, whose result is rounded once: float64 holds it before."""
+    """Return a function of bfloat16 registers that computes in float64 and rounds the result once."""
 
     def compute(*registers: Array) -> Array:
         found = function(*(as_kind(each, "bf16").astype(np.float64) for each in registers))
@@ -177,7 +177,7 @@ def _of_bfloat16(function: Function) -> Function:
 
 
 def _mixed(name: str, kind: str) -> Function:
-    """Return a function whose factors are of a half type, or its first summand, and whose result is float32."""
+    """Return a function with a float32 result; the factors of an fma, or the first summand, are of a half type."""
 
     def wide(registers: Array) -> Array:
         return as_kind(registers, kind).astype(np.float32)
@@ -193,7 +193,7 @@ def _shift(kind: str, function: Function) -> Function:
 
 
 def _special(function: Callable[[Array], Array], parts: list[str]) -> Function:
-    """Return an approximation of float32; ``ftz`` puts subnormal numbers to 0 before and behind it."""
+    """Return a function of float32 such as ``ex2``; with ``ftz``, subnormal inputs and results become 0."""
 
     def compute(a: Array) -> Array:
         number = as_kind(a, "f32")
@@ -205,7 +205,7 @@ def _special(function: Callable[[Array], Array], parts: list[str]) -> Function:
 
 
 def _conversion(to: str, start: str, parts: list[str]) -> Function:
-    """Return ``cvt``'s function, by the kinds to and from."""
+    """Return ``cvt``'s function from the kind ``start`` to the kind ``to``."""
     if to == "bf16x2" and start == "f32":
         return lambda a, b: to_bfloat16(as_kind(b, "f32")) | (to_bfloat16(as_kind(a, "f32")).astype(np.uint32) << 16)
     if to == "f16x2" and start == "f32":
@@ -230,7 +230,7 @@ def _conversion(to: str, start: str, parts: list[str]) -> Function:
 
 
 def function_of(opcode: str) -> Function:
-    """Return the function that an arithmetic instruction computes of its source registers.
+    """Return the function that an arithmetic instruction computes from its source registers.
 
     Raises:
         NotImplementedError: The instruction is not implemented here.
@@ -284,7 +284,7 @@ _SIMPLE: dict[str, Function] = {
     "mul": lambda a, b: a * b,
     "neg": lambda a: -a,
     "abs": lambda a: np.abs(a),
-    "min": lambda *numbers: functools.reduce(np.fmin, numbers),  # of a NaN and a number the number
+    "min": lambda *numbers: functools.reduce(np.fmin, numbers),  # of a NaN and a number: the number
     "max": lambda *numbers: functools.reduce(np.fmax, numbers),
 }
 _OF_BFLOAT16 = {**{name: _SIMPLE[name] for name in ("mul", "neg", "max")}, "fma": lambda a, b, c: a * b + c}

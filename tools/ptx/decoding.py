@@ -37,11 +37,11 @@ class Decoded:
 
 
 class Decoder:
-    """Gives every register and constant of a kernel a slot, and every instruction an action on slots.
+    """Decodes a kernel: every register and constant gets a slot, every instruction an action on slots.
 
     Args:
         kernel: The kernel to decode.
-        makers: By the first part of an instruction's name, the function that makes its action; "": for all others.
+        makers: Functions that make an instruction's action, by the first part of its name; "": for all other names.
     """
 
     def __init__(self, kernel: Kernel, makers: Mapping[str, Maker]) -> None:
@@ -54,7 +54,7 @@ class Decoder:
         self.code = [self._decode(each) for each in kernel.instructions]
 
     def template(self, arguments: dict[str, int]) -> list[Array | None]:
-        """Return the slots of a program that begins: constants and parameters are set, the others are None."""
+        """Return a new program's slots: those of constants and parameters are set, the others are None."""
         found: list[Array | None] = [None] * self.count
         threads = self.kernel.threads
         for (value, bits), slot in self.constants.items():
@@ -89,7 +89,7 @@ class Decoder:
         assert isinstance(operand, str), operand
         found = _ADDRESS.match(operand)
         if found is None:
-            raise NotImplementedError(f"the address {operand}")
+            raise NotImplementedError(f"the address {operand} is not understood")
         return self.source(found[1], 32), int(found[2] or "0", 0)
 
     def _decode(self, instruction: Instruction) -> Decoded:
@@ -115,7 +115,7 @@ def nothing(program: Program, active: Array | None) -> None:
 
 
 def bits_of(opcode: str) -> int:
-    """Return how many bits an instruction's constants have, as the last part of its name says."""
+    """Return how many bits an instruction's constants have, according to the last part of its name."""
     kind = opcode.split(".")[-1]
     if kind.endswith("x2"):
         return 64 if kind == "f32x2" else 32

@@ -1,4 +1,4 @@
-"""What several warps, or one thread for a whole program, do at each instruction: ``wgmma`` and ``tcgen05``."""
+"""Actions of the instructions of warp groups (``wgmma``) and tensor memory (``tcgen05``), and of their barriers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _group_product(decoder: Decoder, instruction: Instruction) -> Action:
 
     def run(program: Program, active: Array | None) -> None:
         if active is not None:
-            raise Fault("not all threads take part in a product")
+            raise Fault("not all threads take part in an MMA")
         if isinstance(left, tuple):
             a = warp_groups.left_in_registers([program.get(slot) for slot in left_slots], shape)
         else:
@@ -54,7 +54,7 @@ def _group_product(decoder: Decoder, instruction: Instruction) -> Action:
         b = factor(program, right_slot, shape.columns, bool(transposed) and transposed[-1])
         goes_on = program.get(adds_slot)
         if goes_on.any() != goes_on.all():
-            raise Fault("the threads differ in whether a product is added")
+            raise Fault("threads differ in whether an MMA adds to its accumulators")
         total = [program.peek(place) for place in places] if goes_on.all() else None
         for place, found in zip(places, warp_groups.add(a, b, total), strict=True):
             program.put(place, found, None)
@@ -74,14 +74,14 @@ def _fence(decoder: Decoder, instruction: Instruction) -> Action:
 
 
 def _elect(decoder: Decoder, instruction: Instruction) -> Action:
-    """``elect.sync``: one thread of each warp."""
+    """``elect.sync``: choose one thread of each warp."""
     name, _, chosen = str(instruction.operands[0]).partition("|")
     place, chosen_place = decoder.slots[name], decoder.slots[chosen]
 
     def run(program: Program, active: Array | None) -> None:
         first = np.arange(program.threads) % tensor_cores.LANES == 0
         if active is not None and (active != active[np.arange(program.threads) // 32 * 32]).any():
-            raise Fault("one of a part of a warp is chosen")
+            raise Fault("elect.sync runs with only a part of a warp active")
         program.put(place, np.zeros(program.threads, np.uint32), active)
         program.put(chosen_place, first, active)
 
@@ -120,7 +120,7 @@ def _barrier_of_products(decoder: Decoder, instruction: Instruction) -> Action:
 
 def _only(values: Array) -> int:
     if (values != values[0]).any():
-        raise Fault("threads differ in what they all need")
+        raise Fault("threads differ in an operand that must be the same for all")
     return int(values[0])
 
 
@@ -130,7 +130,7 @@ def _tensor_memory(decoder: Decoder, instruction: Instruction) -> Action:
     step = parts[1]
     if step == "relinquish_alloc_permit":
         return nothing
-    if step == "wait::ld":  # Triton puts uses before it (its issue 9635); machine code waits for each load at its use
+    if step == "wait::ld":  # Triton uses loads before it (Triton issue 9635); machine code waits for a load at each use
         return nothing
     if step == "wait::st":
         return lambda program, active: program.tensor.wait_for_stores()
@@ -173,7 +173,7 @@ def _tensor_access(decoder: Decoder, instruction: Instruction) -> Action:
 
     def run(program: Program, active: Array | None) -> None:
         if active is not None:
-            raise Fault("not all threads reach for tensor memory")
+            raise Fault("not all threads access tensor memory")
         addresses = program.addresses(slot, offset, np.arange(program.threads)).astype(np.uint32)
         if not loads:
             program.tensor.store(addresses, apart, np.stack([program.get(place) for place in places], axis=1))
@@ -202,7 +202,7 @@ def _tensor_product(decoder: Decoder, instruction: Instruction) -> Action:
     def run(program: Program, active: Array | None) -> None:
         threads = numbers_of(program.threads, active)
         if len(threads) != 1:
-            raise Fault(f"{len(threads)} threads start one product")
+            raise Fault(f"{len(threads)} threads start an MMA, which one thread must start")
         one = threads[0]
         found = tensor_memory.form(int(program.get(form_slot)[one]), kind.removeprefix("kind::"))
         target, factor = (

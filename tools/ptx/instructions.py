@@ -1,4 +1,4 @@
-"""What threads and warps do at each instruction."""
+"""Actions of the instructions of single threads and of warps."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _move(decoder: Decoder, instruction: Instruction) -> Action:
 
 
 def _parts_of_access(opcode: str) -> tuple[str, int, int]:
-    """Return where a load or store goes, how many numbers of a thread, and how many bytes each has."""
+    """Return the memory that a load or store accesses, how many numbers per thread, and bytes per number."""
     parts = opcode.split(".")
     if set(parts) & {"volatile", "weak", "mmio"}:
         raise NotImplementedError(opcode)
@@ -140,7 +140,7 @@ def _atomic(decoder: Decoder, instruction: Instruction) -> Action:
 
 
 def _copy(decoder: Decoder, instruction: Instruction) -> Action:
-    """``cp.async``: what is beyond the source's size is 0."""
+    """``cp.async``: bytes of the destination beyond the given source size become 0."""
     if instruction.opcode.endswith("commit_group"):
         return lambda program, active: program.commit(active)
     if "wait" in instruction.opcode:
@@ -156,7 +156,7 @@ def _copy(decoder: Decoder, instruction: Instruction) -> Action:
         threads = numbers_of(program.threads, active)
         there = np.full(len(threads), bytes_) if given_slot is None else program.get(given_slot)[threads].astype(int)
         if not np.isin(there, (0, bytes_)).all():
-            raise NotImplementedError("a copy of a part")
+            raise NotImplementedError("cp.async whose source size is neither 0 nor the full size")
         found = np.zeros((len(threads), bytes_), np.uint8)
         full = there > 0
         if full.any():
@@ -176,7 +176,7 @@ def _shuffle(decoder: Decoder, instruction: Instruction) -> Action:
 
     def run(program: Program, active: Array | None) -> None:
         if active is not None:
-            raise Fault("not all threads exchange numbers")
+            raise Fault("not all threads take part in an exchange")
         found, within = tensor_cores.exchanged(mode, *(program.get(slot) for slot in slots))
         program.put(place, found, None)
         if within_place is not None:
@@ -186,7 +186,7 @@ def _shuffle(decoder: Decoder, instruction: Instruction) -> Action:
 
 
 def _reduction(decoder: Decoder, instruction: Instruction) -> Action:
-    """``redux.sync``: the largest number of a warp."""
+    """``redux.sync.max``: the largest number of a warp."""
     if not instruction.opcode.startswith("redux.sync.max.") or not instruction.opcode.endswith("f32"):
         raise NotImplementedError(instruction.opcode)
     target, value, _ = instruction.operands
@@ -212,7 +212,7 @@ def _product(decoder: Decoder, instruction: Instruction) -> Action:
 
     def run(program: Program, active: Array | None) -> None:
         if active is not None:
-            raise Fault("not all threads take part in a product")
+            raise Fault("not all threads take part in an MMA")
         left, right, total = ([program.get(slot) for slot in slots] for slots in sources)
         if is_bytes:
             sums = tensor_cores.multiply_bytes(left, right, total)

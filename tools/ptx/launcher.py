@@ -1,4 +1,4 @@
-"""Run plans of the kernels' launcher on the machine for PTX: compiled code takes the place of Triton's functions."""
+"""Run plans of the kernels' launcher in the PTX emulator: compiled code takes the place of Triton's functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ptx_compiler() -> Iterator[Compiler]:
 
 
 class Launcher:
-    """Its :meth:`execute` replaces ``launch.execute``.
+    """A launcher whose :meth:`execute` replaces ``launch.execute``.
 
     Args:
         compiler: Called like :func:`ptx_of`, and returns the same.
@@ -53,7 +53,7 @@ class Launcher:
         self.launched: list[str] = []
         self.change: Callable[[str, str], str] = lambda kernel, text: (
             text
-        )  # of a kernel's PTX, for tests of the machine
+        )  # changes the PTX of the kernel named, for tests of the emulator
 
     def execute(self, plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
         """Run a plan's launches and fill its outputs; the workspace holds NaN where the plan asks for no zeros."""
@@ -78,14 +78,14 @@ class Launcher:
 
 
 def run_compiled(launcher: Launcher, monkeypatch: Any) -> Launcher:
-    """Let the kernels' launcher call this one until pytest's ``monkeypatch`` is undone; return it."""
+    """Replace ``launch.execute`` by ``launcher.execute`` until ``monkeypatch`` is undone; return ``launcher``."""
     monkeypatch.setattr(launch, "execute", launcher.execute)
     monkeypatch.setattr(launch, "INTERPRETER_ARCH", launcher.arch)
     return launcher
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's memory as the kernels expect it: contiguous, a bool a byte."""
+    """Return a tensor's memory as the kernels expect it: contiguous, with one byte for each bool."""
     if tensor.numel() == 0:
         return np.empty(0, np.uint8)
     return tensor.contiguous().view(torch.uint8).numpy()

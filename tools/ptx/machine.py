@@ -1,7 +1,7 @@
-"""A machine that runs the PTX of our kernels on the CPU, program by program, and checks every access to memory.
+"""An emulator that runs the PTX of our kernels on the CPU, program by program, and checks every access to memory.
 
-It runs what Triton's compiler made of a kernel; Triton's interpreter runs the kernel's source. Between barriers
-the threads of a program go on together; those ahead wait until the others come to the same instruction.
+The emulator runs a kernel's compiled code (Triton's interpreter runs its source). A program is a thread block. Between
+barriers its threads run together: threads that are ahead wait until the others reach the same instruction.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tools.ptx.tensor_memory import TensorMemory
 
 Array = np.ndarray
 LANES = 32
-LEFT_OVER = 0x7FC0DEAD  # a NaN in a register that only some threads have set
+LEFT_OVER = 0x7FC0DEAD  # the NaN that a register holds in threads that have not set it
 
 
 @functools.lru_cache(maxsize=8)
 def decoded(text: str) -> Decoder:
-    """Return a module's kernel, decoded."""
+    """Decode the only kernel of a PTX module."""
     return Decoder(read_kernel(text), instructions.MAKERS | group_instructions.MAKERS)
 
 
@@ -34,7 +34,7 @@ class Launch:
 
     Args:
         text: The kernel's PTX.
-        memory: What its pointers point to.
+        memory: The memory that the kernel's pointers point to.
         grid: Programs along x, y and z.
         arguments: Addresses, integers or floats, in the order of the kernel's parameters.
         shared: Bytes of shared memory of a program.
@@ -50,19 +50,19 @@ class Launch:
         self._template = self.decoder.template(
             {name: _as_bits(value, kind) for (name, kind), value in zip(kinds, arguments, strict=True)}
         )
-        self.released: dict[int, Array] = {}  # by address: the programs whose writes whoever reads there may see
+        self.released: dict[int, Array] = {}  # by address: the programs whose writes are visible after an acquire there
 
     def run(self, resident: int = 1, seed: int = 0) -> None:
-        """Run all programs, ``resident`` at a time; they take turns at random, before each look at another's release.
+        """Run all programs, ``resident`` at a time; they take turns in random order and switch before each acquire.
 
         Raises:
-            Fault: A program does what it may not.
+            Fault: A program does something that PTX does not allow, such as a race.
         """
         self.memory.forget_writers()
         order = random.Random(seed)
         waiting = list(range(self.count))
         if resident > 1:
-            order.shuffle(waiting)  # whatever order a GPU starts them in
+            order.shuffle(waiting)  # a GPU may start programs in any order
         running: list[Iterator[None]] = []
         while waiting or running:
             while waiting and len(running) < resident:
@@ -79,15 +79,15 @@ class Program:
         self.launch, self.number, self.threads = launch, number, launch.threads
         self._registers = registers
         self.shared = SharedMemory(launch.shared, self.threads)
-        self._at = 0  # which instruction is run
+        self._at = 0  # index of the current instruction
         self.tensor = TensorMemory(self.shared)
         self._copies: dict[int, list[tuple[Array, Array, Array]]] = {}  # by warp
         self._groups: dict[int, list[list[tuple[Array, Array, Array]]]] = {}
-        self.seen = np.zeros(launch.count, bool)  # the programs whose writes may be read here
+        self.seen = np.zeros(launch.count, bool)  # the programs whose writes this program may read
         self.seen[number] = True
-        self._acquired = self.seen.copy()  # what one thread has seen, and the others will behind a barrier
+        self._acquired = self.seen.copy()  # what some thread has acquired; ``seen`` after the next barrier
         self._wrote = np.zeros(self.threads, bool)  # which threads have written to global memory since the last barrier
-        self.unfinished: set[int] = set()  # slots of sums of products that have not been waited for
+        self.unfinished: set[int] = set()  # slots of accumulators of MMAs that have not been waited for
         self._uses: list[tuple[Array, int]] = []
         self._use_groups: list[list[tuple[Array, int]]] = []
         self._name_place()
@@ -104,18 +104,18 @@ class Program:
     def get(self, slot: int) -> Array:
         """Return a register of all threads."""
         if slot in self.unfinished:
-            raise Fault("a sum is used whose product has not been waited for")
+            raise Fault("an accumulator is used before its MMA has been waited for")
         return self.peek(slot)
 
     def peek(self, slot: int) -> Array:
-        """Return a register, even a sum whose product has not been waited for, as copies and products may read it."""
+        """Return a register, even an accumulator of an unfinished MMA: moves and later MMAs may read it."""
         found = self._registers[slot]
         if found is None:
-            raise Fault("a register is read that nothing has set")
+            raise Fault("a register is read before it is set")
         return found
 
     def peek_or_nothing(self, slot: int, bits: int) -> Array:
-        """Return a register that may be unset (NaN then), as the unused half of a pair of registers may be."""
+        """Return a register, or NaN if it is unset, as the unused half of a pair of registers may be."""
         found = self._registers[slot]
         return np.full(self.threads, LEFT_OVER).astype(f"uint{bits}") if found is None else found
 
@@ -144,9 +144,9 @@ class Program:
         return self.get(slot)[threads].astype(np.int64).view(np.uint64) + np.uint64(offset & (1 << 64) - 1)
 
     def read_global(self, addresses: Array, size: int, count: int, aligned: int | None = None) -> Array:
-        """Read numbers of global memory; if ``aligned`` is given, addresses must be multiples of so many bytes."""
+        """Read numbers from global memory; if ``aligned`` is given, addresses must be multiples of it."""
         if aligned and (addresses % np.uint64(aligned)).any():
-            raise Fault(f"a copy of {aligned} bytes from an address that is no multiple of it")
+            raise Fault(f"a copy of {aligned} bytes begins at an address that is not a multiple of {aligned}")
         return self.launch.memory.read(addresses, size, count, self.number, self.seen)
 
     def write_global(self, addresses: Array, values: Array, threads: Array) -> None:
@@ -155,7 +155,7 @@ class Program:
         self._wrote[threads] = True
 
     def add(self, addresses: Array, values: Array, threads: Array, release: bool, acquire: bool) -> Array:
-        """Add to numbers one after another; return what was there before."""
+        """Add to numbers in global memory, one thread after another; return the old numbers."""
         found = []
         if release and np.delete(self._wrote, threads).any():
             raise Fault("a thread releases what others have written, with no barrier between them")
@@ -186,12 +186,12 @@ class Program:
             self._copies.setdefault(warp, []).append((places[its], bytes_[its], threads[its]))
 
     def commit(self, active: Array | None) -> None:
-        """Put the copies that each warp has begun since the last time into a group."""
+        """Put the copies that each warp has begun since its last commit into a group."""
         for warp in self._warps(active):
             self._groups.setdefault(warp, []).append(self._copies.pop(warp, []))
 
     def wait(self, left: int, active: Array | None) -> None:
-        """End each warp's groups of copies except the last ``left``: they may end now at the latest."""
+        """End each warp's groups of copies except the last ``left``; copies end as late as PTX allows."""
         for warp in self._warps(active):
             groups = self._groups.get(warp, [])
             while len(groups) > left:
@@ -199,25 +199,25 @@ class Program:
                     self.shared.end_copy(places, bytes_, threads)
 
     def _warps(self, active: Array | None) -> list[int]:
-        """Return the warps whose threads all are active."""
+        """Return the active warps; raise Fault if only a part of a warp is active."""
         threads = np.ones(self.threads, bool) if active is None else active
         by_warp = threads.reshape(-1, LANES)
         if (by_warp.any(axis=1) != by_warp.all(axis=1)).any():
-            raise Fault("a part of a warp does what all of it must do")
+            raise Fault("only a part of a warp runs an instruction that the whole warp must run")
         return np.flatnonzero(by_warp[:, 0]).tolist()
 
     def use(self, places: Array, element: int) -> Array:
-        """Return what a product reads of shared memory, which is then in use until the product is waited for."""
+        """Return the shared memory that an MMA reads; the bytes are in use until the MMA has been waited for."""
         self._uses.append((places, element))
         return self.shared.begin_use(places, element)
 
     def commit_products(self) -> None:
-        """Put the products issued since the last time into a group."""
+        """Put the MMAs issued since the last commit into a group."""
         self._use_groups.append(self._uses)
         self._uses = []
 
     def wait_for_products(self, left: int) -> None:
-        """Wait for all groups of products except the last ``left``."""
+        """Wait for all groups of MMAs except the last ``left``."""
         while len(self._use_groups) > left:
             for places, element in self._use_groups.pop(0):
                 self.shared.end_use(places, element)
@@ -225,7 +225,7 @@ class Program:
             self.unfinished.clear()
 
     def pass_warp_barrier(self, active: Array | None) -> None:
-        """Order what the threads of a warp do to shared memory."""
+        """Order the accesses of a warp's threads to shared memory."""
         self.shared.warp_barriers[self._warps(active)] += 1
 
     def _pass_barrier(self) -> None:
@@ -235,7 +235,7 @@ class Program:
         self._wrote[:] = False
 
     def run(self) -> Iterator[None]:
-        """Run the program to its end; yield, so that others get a turn, before each look at what they release."""
+        """Run the program to its end; yield before each acquire, so that other programs get a turn."""
         code = self.launch.decoder.code
         places, alive = np.zeros(self.threads, np.int64), np.ones(self.threads, bool)
         waits = np.zeros(self.threads, bool)
@@ -244,7 +244,7 @@ class Program:
                 ready = alive & ~waits
                 if not ready.any():
                     if not waits.all():
-                        raise Fault("threads wait at a barrier that others never come to")
+                        raise Fault("threads wait at a barrier that others never reach")
                     waits[:] = False
                     self._pass_barrier()
                     continue
@@ -271,7 +271,7 @@ class Program:
         self.tensor.check_end()
 
     def _run_straight(self, at: int, end: int, active: Array | None) -> int:
-        """Run instructions up to one that moves the program on, or to ``end``; return where."""
+        """Run instructions up to a branch, return, barrier or acquire, or to ``end``; return the index reached."""
         code = self.launch.decoder.code
         while at < end and code[at].control is None:
             each = code[at]

@@ -1,9 +1,9 @@
-"""The memories of the machine that runs PTX, and what may not happen in them.
+"""The emulator's global and shared memory, which check every access.
 
-Every access is checked as compute-sanitizer does on a GPU: it may not leave the buffers, be misaligned, or race.
-Two threads race in a program's shared memory if nothing orders their accesses: a barrier of the program, or for two
-threads of a warp one of the warp. Programs race in global memory if one reads, or writes, what another has written, and
-has not seen a number that the other released after it.
+As with compute-sanitizer on a GPU, an access must stay inside the buffers, be aligned, and not race.
+Two threads race in a program's shared memory if no barrier of the program (or of their warp, if they share one) is
+between their accesses. Programs race in global memory if one reads or overwrites what another has written, without
+acquiring a number that the other released after writing.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from __future__ import annotations
 import numpy as np
 
 LANES = 32
-_BUFFER_BITS = 36  # of an address; the bits above say which buffer
+_BUFFER_BITS = 36  # low bits of an address, the offset in a buffer; the bits above are the buffer's number
 _FIRST = 0x700 << _BUFFER_BITS
 _UNITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_OUTSIDE = -1  # the writer of what the launch found there
+_OUTSIDE = -1  # as a byte's writer: written before the launch
 
 
 class Fault(Exception):
-    """What a program may not do."""
+    """A program did something that PTX does not allow, such as a race."""
 
 
 class GlobalMemory:
-    """Buffers that a launch may use; no two are next to each other."""
+    """Buffers that a launch may use; no two are adjacent."""
 
     def __init__(self) -> None:
         self._buffers: list[np.ndarray] = []
         self._sizes: list[int] = []
-        self._writers: list[np.ndarray] = []  # of each byte: the number of the program
+        self._writers: list[np.ndarray] = []  # the number of the program that wrote each byte
 
     def add(self, buffer: np.ndarray) -> int:
-        """Take a copy of a buffer; return its address, a multiple of 256."""
+        """Add a copy of a buffer; return the copy's address, a multiple of 256."""
         raw = np.frombuffer(buffer.tobytes(), np.uint8)
         padded = np.zeros(-(-raw.size // 16) * 16 + 16, np.uint8)
         padded[: raw.size] = raw
@@ -49,7 +49,7 @@ class GlobalMemory:
         """Set the first bytes of a buffer."""
         number = self._number(address)
         if count > self._sizes[number]:
-            raise Fault(f"{count} bytes are set in a buffer of {self._sizes[number]}")
+            raise Fault(f"{count} bytes are set in a buffer of {self._sizes[number]} bytes")
         self._buffers[number][:count] = value
 
     def forget_writers(self) -> None:
@@ -63,9 +63,9 @@ class GlobalMemory:
         Args:
             addresses: Address of each thread's first number.
             size: Bytes of a number, a power of 2.
-            count: Numbers of a thread.
+            count: Numbers per thread.
             program: Number of the program that reads.
-            seen: For each program, whether it has released what it wrote and the reader has seen that.
+            seen: For each program, whether the reader has acquired what that program released after its writes.
         """
         found = np.empty((len(addresses), count), _UNITS[size])
         for number, threads in self._by_buffer(addresses):
@@ -84,7 +84,7 @@ class GlobalMemory:
             self._writers[number][bytes_] = program
 
     def add_atomically(self, address: int, value: int) -> int:
-        """Add to a 32-bit number; return what was there before."""
+        """Add to a 32-bit number; return the old number."""
         number = self._number(address)
         place = self._bytes(number, np.array([address], np.uint64), 4, "added to")[0]
         old = int(self._buffers[number][place].view(np.uint32)[0])
@@ -98,7 +98,7 @@ class GlobalMemory:
     def _number(self, address: int) -> int:
         number = (address >> _BUFFER_BITS) - 0x700
         if not 0 <= number < len(self._buffers):
-            raise Fault(f"{address:#x} is the address of nothing")
+            raise Fault(f"the address {address:#x} is in no buffer")
         return number
 
     def _by_buffer(self, addresses: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -106,7 +106,7 @@ class GlobalMemory:
         found = np.unique(numbers)
         if found.size and (found[0] < 0 or found[-1] >= len(self._buffers)):
             raise Fault(
-                f"{int(addresses[np.argmax((numbers < 0) | (numbers >= len(self._buffers)))]):#x} is no address"
+                f"{int(addresses[np.argmax((numbers < 0) | (numbers >= len(self._buffers)))]):#x} is in no buffer"
             )
         return [(int(number), numbers == number) for number in found]
 
@@ -123,14 +123,14 @@ class GlobalMemory:
         others = (writers != _OUTSIDE) & (writers != program)
         if others.any() and not seen[writers[others]].all():
             other = int(writers[others][~seen[writers[others]]][0])
-            raise Fault(f"program {program} {what} what program {other} wrote, and nothing says that it is there")
+            raise Fault(f"program {program} {what} what program {other} wrote, without release and acquire")
 
 
 class SharedMemory:
-    """A program's shared memory, which begins as NaN.
+    """A program's shared memory, at first filled with NaN.
 
-    Of every byte it keeps who wrote it last and who read it last, and when: how many barriers of the program, and of
-    the thread's warp, had been passed.
+    For every byte, the threads that last wrote and read it are stored, with the numbers of barriers of the program and
+    of the thread's warp that had been passed then.
     """
 
     def __init__(self, size: int, threads: int) -> None:
@@ -141,9 +141,9 @@ class SharedMemory:
         self._written, self._written_in_warp = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
         self._was_read, self._was_read_in_warp = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
         self._other_threads, self._other_warps = np.zeros(shape, bool), np.zeros(shape, bool)
-        self._awaited = np.zeros(shape, bool)  # by an asynchronous copy
-        self._fenced = np.zeros(shape, np.int32)  # how many fences had been passed when it was written
-        self._in_use = np.zeros(shape, np.int32)  # by how many products that have not been waited for
+        self._awaited = np.zeros(shape, bool)  # an asynchronous copy that has not ended will write the byte
+        self._fenced = np.zeros(shape, np.int32)  # how many fences had been passed when the byte was written
+        self._in_use = np.zeros(shape, np.int32)  # how many MMAs that have not been waited for read the byte
         self.fences = 0
         self.barriers = 0
         self.warp_barriers = np.zeros(-(-threads // LANES), np.int32)
@@ -166,7 +166,7 @@ class SharedMemory:
         self._put(places, bytes_, threads)
 
     def begin_copy(self, offsets: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> np.ndarray:
-        """Announce that bytes will be written until :meth:`end_copy`; return their places."""
+        """Mark bytes that an asynchronous copy writes until :meth:`end_copy`; return their offsets."""
         places = self._accessed(offsets, bytes_.shape[1], threads, "written")
         if self._awaited[places].any():
             raise Fault("an asynchronous copy begins where another has not ended")
@@ -175,33 +175,33 @@ class SharedMemory:
         return places
 
     def end_copy(self, places: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> None:
-        """Write the announced bytes: the threads that copied may now read them, others only after a barrier."""
+        """Write the bytes of a copy: the threads that copied may now read them, others only after a barrier."""
         self._awaited[places] = False
         self._put(places, bytes_, threads)
 
     def begin_use(self, places: np.ndarray, element: int) -> np.ndarray:
-        """Return ``(…, element)`` bytes that a product of all warps reads until :meth:`end_use`.
+        """Return ``(…, element)`` bytes that an MMA of all warps reads until :meth:`end_use`.
 
-        The product reads on another path ("proxy") than threads write, so that a fence is needed beside the barrier.
+        The MMA reads through another path (PTX: proxy) than threads write, so a fence is needed besides the barrier.
         """
         spread = places[..., None] + np.arange(element)
         if places.min() < 0 or places.max() + element > self.size:
-            raise Fault(f"a product reads beyond the {self.size} bytes of shared memory")
+            raise Fault(f"an MMA reads beyond the {self.size} bytes of shared memory")
         if self._awaited[spread].any():
-            raise Fault("a product reads what an asynchronous copy has not yet filled")
+            raise Fault("an MMA reads what an asynchronous copy has not yet filled")
         if ((self._writer[spread] >= 0) & (self._written[spread] == self.barriers)).any():
-            raise Fault("a product of all warps reads what a thread has written, with no barrier between them")
+            raise Fault("an MMA of all warps reads what a thread has written, with no barrier between them")
         if ((self._writer[spread] >= 0) & (self._fenced[spread] == self.fences)).any():
-            raise Fault("a product reads what a thread has written, with no fence.proxy.async between them")
+            raise Fault("an MMA reads what a thread has written, with no fence.proxy.async between them")
         np.add.at(self._in_use, np.unique(spread), 1)
         return self._bytes[spread]
 
     def end_use(self, places: np.ndarray, element: int, by_all: bool = False) -> None:
-        """End the use of bytes by a product that each warp has waited for.
+        """End the use of bytes by an MMA that has been waited for.
 
         Args:
             places, element: As for :meth:`begin_use`.
-            by_all: Whether all threads know that it has read, and so may write with no barrier.
+            by_all: Whether all threads have waited, so that they may write the bytes without a barrier.
         """
         spread = np.unique(places[..., None] + np.arange(element))
         self._in_use[spread] -= 1
@@ -222,18 +222,18 @@ class SharedMemory:
         self._bytes[places] = bytes_
         self._writer[places] = threads[:, None]
         if not _nearly_equal(self._bytes[places], bytes_):
-            raise Fault("threads write different numbers to one place of shared memory at once")
+            raise Fault("threads write different numbers to the same shared memory at once")
         self._fenced[places] = self.fences
         self._written[places] = self.barriers
         self._written_in_warp[places] = self.warp_barriers[threads // LANES][:, None]
 
     def _check_writing(self, places: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> None:
         who = np.broadcast_to(threads[:, None], places.shape)
-        changed = self._bytes[places] != bytes_  # to write what is there already does no harm
+        changed = self._bytes[places] != bytes_  # writing the same bytes again does no harm
         if self._awaited[places].any():
             raise Fault("shared memory is written that an asynchronous copy will fill")
         if (changed & (self._in_use[places] > 0)).any():
-            raise Fault("shared memory is written that a product reads which has not been waited for")
+            raise Fault("shared memory is written while an MMA that has not been waited for reads it")
         written, in_warp = self._written[places], self._written_in_warp[places]
         self._check(who, np.where(changed, self._writer[places], -1), written, in_warp, "writes over", "wrote")
         readers = np.where(changed, self._reader[places], -1)
@@ -260,7 +260,7 @@ class SharedMemory:
         before, same_time = self._reader[places], self._was_read[places] == self.barriers
         others, warps_before = self._other_threads[places], self._other_warps[places]
         self._reader[places] = who
-        last = self._reader[places]  # of several that read at once
+        last = self._reader[places]  # the last of several threads that read at once
         other = ((before != who) & (before >= 0) & same_time) | (last != who)
         other_warp = ((before // LANES != who // LANES) & (before >= 0) & same_time) | (last // LANES != who // LANES)
         self._other_threads[places] = (others & same_time) | other
@@ -270,10 +270,10 @@ class SharedMemory:
 
 
 def _nearly_equal(there: np.ndarray, written: np.ndarray) -> bool:
-    """Return whether all bytes are those written, or parts of float32 that differ by rounding.
+    """Return whether memory holds the bytes written, or float32 numbers that differ from them only by rounding.
 
-    Triton has every thread of a row store the row's sum. It fuses one of two squares with their sum, in each thread
-    another one: which last bit is read in the end is open.
+    Triton has every thread of a row store the row's sum of squares. Threads fuse different squares with an addition
+    (fma), so their sums differ in the last bits, and any of them may be read.
     """
     if np.array_equal(there, written):
         return True
@@ -281,7 +281,7 @@ def _nearly_equal(there: np.ndarray, written: np.ndarray) -> bool:
         return False
     one, other = (np.ascontiguousarray(each).view(np.float32) for each in (there, written))
     size = np.nanmax(np.abs(other), initial=0)
-    # Eight sums of pairs, of 256 squares, are rounded by 2⁻²⁴ each, in both: 2⁻²⁰.
+    # Eight levels of pairwise sums of 256 squares, each rounded by 2⁻²⁴, in both numbers: 2⁻²⁰.
     return bool(np.allclose(one, other, rtol=0, atol=2.0**-20 * size, equal_nan=True))
 
 

@@ -1,4 +1,4 @@
-"""Read PTX: a kernel's parameters, registers and instructions, as far as Triton's compiler writes it."""
+"""Parse the PTX that Triton's compiler writes: a kernel's parameters, registers and instructions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Operand = str | tuple[str, ...]
 class Instruction:
     """One instruction."""
 
-    opcode: str  # its name with all that follows it, such as add.s32
+    opcode: str  # the name with all modifiers, such as add.s32
     operands: tuple[Operand, ...]  # as they are written; the elements of {…} as a tuple
-    guard: str | None  # the predicate before it
-    negated: bool  # whether the guard is to be false
-    line: int  # number of its line
+    guard: str | None  # the predicate, such as %p1; None: always runs
+    negated: bool  # whether the instruction runs if the guard is false
+    line: int  # line number
 
     def __str__(self) -> str:
         guard = f"@{'!' * self.negated}{self.guard} " if self.guard else ""
@@ -41,19 +41,19 @@ class Kernel:
     threads: int  # of a program
     registers: dict[str, str]  # types by name
     instructions: tuple[Instruction, ...]  # in order
-    labels: dict[str, int]  # number of the instruction behind each
+    labels: dict[str, int]  # index of the instruction after each label
 
 
 def read_kernel(text: str) -> Kernel:
     """Return the only kernel of a module.
 
     Raises:
-        ValueError: There is not exactly one.
+        ValueError: The module does not have exactly one kernel, or is not understood.
     """
     text = _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
     entries = list(re.finditer(r"\.visible\s+\.entry\s+(\w+)\s*\(([^)]*)\)([^{]*)\{", text))
     if len(entries) != 1:
-        raise ValueError(f"a module with {len(entries)} kernels")
+        raise ValueError(f"the module has {len(entries)} kernels instead of 1")
     entry = entries[0]
     threads = _THREADS.search(entry[3])
     if threads is None:
@@ -88,14 +88,14 @@ def _statements(text: str, start: int) -> list[tuple[str, int, int]]:
             before = text[first:i].strip()
             operand = before != "" and not before.endswith(":")
             if not operand:
-                if before:  # a label that a block stands behind
+                if before:  # a label before a block
                     found.append((text[first:i], bisect.bisect_left(ends, i) + 1, blocks[-1]))
                 depth, first = depth + 1, i + 1
                 count += 1
                 blocks.append(count)
         elif character == "}":
             if not operand:
-                if text[first:i].strip():  # a label behind which the block ends
+                if text[first:i].strip():  # a label at the end of a block
                     found.append((text[first:i], bisect.bisect_left(ends, i) + 1, blocks[-1]))
                 depth, first = depth - 1, i + 1
                 blocks.pop()
@@ -103,7 +103,7 @@ def _statements(text: str, start: int) -> list[tuple[str, int, int]]:
             if depth == 0:
                 return found
         elif character == ";":
-            # its own line, not that of labels and blanks before it
+            # the line of the statement's first word, not of the blanks before
             begin = first + len(text[first:i]) - len(text[first:i].lstrip())
             found.append((text[first:i], bisect.bisect_left(ends, begin) + 1, blocks[-1]))
             first = i + 1
@@ -113,7 +113,7 @@ def _statements(text: str, start: int) -> list[tuple[str, int, int]]:
 def _registers(statement: str) -> dict[str, str]:
     found = _REGISTERS.match(statement)
     if found is None:
-        raise ValueError(f"registers are not understood: {statement}")
+        raise ValueError(f"the declaration of registers is not understood: {statement}")
     kind, name, count, more = found.groups()
     if count:
         return {f"{name}{i}": kind for i in range(int(count))}
@@ -121,7 +121,7 @@ def _registers(statement: str) -> dict[str, str]:
 
 
 def _named(label: str, block: int) -> str:
-    """Return a label's name; inline blocks have labels of their own, and may have those of others again."""
+    """Return a label's unique name: a block inside {…} may repeat the labels of other blocks."""
     return label if label.startswith("$") else f"{label}@{block}"
 
 

@@ -1,7 +1,7 @@
-"""Instructions of a whole warp: products of tensor cores, matrices from shared memory, exchange between threads.
+"""Instructions of a whole warp: MMAs of tensor cores, matrices from shared memory, exchange between threads.
 
-Which thread holds which element is what the PTX ISA says ("Matrix fragments" of ``mma`` and ``ldmatrix``). Products are
-exact and summed with what is there, and the sum is cut off to float32, as tensor cores do.
+The PTX ISA defines which thread holds which element ("Matrix fragments" of ``mma`` and ``ldmatrix``). As in tensor
+cores, an MMA adds exact products to its accumulators and truncates the sums to float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tools.ptx.arithmetic import as_bits, as_kind
 LANES = 32
 _LANE = np.arange(LANES)
 _GROUP, _IN_GROUP = _LANE // 4, _LANE % 4
-_ROWS = np.stack([_GROUP, _GROUP, _GROUP + 8, _GROUP + 8])  # of a result's four registers
+_ROWS = np.stack([_GROUP, _GROUP, _GROUP + 8, _GROUP + 8])  # rows of the accumulators in each thread's four registers
 _COLUMNS = np.stack([2 * _IN_GROUP, 2 * _IN_GROUP + 1] * 2)
 
 
@@ -37,7 +37,7 @@ def _right(half: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fragment_of_left(half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column of each element of a left factor in a warp's registers; ``half``: of 16 bits, not 32."""
+    """Return row and column of each element of a left factor in a warp's registers; ``half``: 16-bit elements."""
     return _PLACES[half][0]
 
 
@@ -117,21 +117,21 @@ def rows_of_matrices(addresses: np.ndarray, matrices: int) -> np.ndarray:
 
 
 def dealt(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
-    """Return the registers of threads that ``ldmatrix`` gives matrices ``(warps, matrices, 8, 8)`` of 16 bits."""
+    """Return the registers into which ``ldmatrix`` loads matrices ``(warps, matrices, 8, 8)`` of 16-bit numbers."""
     rows = rows.swapaxes(2, 3) if transposed else rows
     pairs = np.ascontiguousarray(rows).view(np.uint32)  # (warps, matrices, 8, 4)
     return [np.ascontiguousarray(pairs[:, i]).reshape(-1) for i in range(rows.shape[1])]
 
 
 def gathered(registers: list[np.ndarray], transposed: bool) -> np.ndarray:
-    """Return the matrices for which :func:`dealt` gives these registers: its inverse, as ``stmatrix`` needs it."""
+    """Return the matrices that ``stmatrix`` stores from registers: the inverse of :func:`dealt`."""
     pairs = np.stack([each.reshape(-1, 8, 4) for each in registers], axis=1)
     rows = np.ascontiguousarray(pairs).view(np.uint16)
     return np.ascontiguousarray(rows.swapaxes(2, 3)) if transposed else rows
 
 
 def exchanged(mode: str, values: np.ndarray, lane: np.ndarray, clamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what ``shfl.sync`` gives every thread, and whether the other lane was within its segment."""
+    """Return the number that ``shfl.sync`` gives each thread, and whether the lane it names is in the segment."""
     this = np.arange(len(values)) % LANES
     segment, last = (clamp >> np.uint32(8)).astype(np.int64) & 31, clamp.astype(np.int64) & 31
     lane = lane.astype(np.int64) & 31

@@ -1,9 +1,9 @@
 """Tensor memory of compute capability 10.0, and ``tcgen05``, which multiplies into it.
 
-128 lanes of 512 columns of 32 bits. A result of 128 rows has a row in each lane; one of 64 rows has 16 of them in 16 of
-each warp's 32 lanes (PTX ISA, "Tensor memory", layouts D and F). One thread starts a product for the whole program;
-a barrier in shared memory (``mbarrier``) says when it has ended. It is computed when it starts; nothing may touch what
-it reads and writes before the barrier has been waited for.
+Tensor memory has 128 lanes of 512 32-bit columns. A result of 128 rows has a row in each lane; a result of 64 rows
+uses 16 of each warp's 32 lanes (PTX ISA, "Tensor memory", layouts D and F). One thread starts an MMA for the whole
+program; a barrier in shared memory (``mbarrier``) signals its end. The emulator computes an MMA when it starts; until
+the barrier has been waited for, the memory that the MMA reads or writes may not be accessed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tools.ptx.tensor_cores import LANES, factors, toward_zero
 from tools.ptx.warp_groups import numbers_at, places
 
 COLUMNS = 512
-_HALF = 16  # lanes that a thread of each half of a warp reaches
-_SWIZZLES = {2: 1, 4: 2, 6: 3}  # a descriptor's modes in the numbering of wgmma's: 128, 64 and 32 bytes
+_HALF = 16  # lanes that each half of a warp accesses
+_SWIZZLES = {2: 1, 4: 2, 6: 3}  # swizzles of 128, 64 and 32 bytes: mode in a tcgen05 descriptor, mode in a wgmma one
 _KINDS = {"f16": ("f16", "bf16"), "tf32": (None, None, "tf32")}
 _FLOAT32 = 1
 
 
 @dataclass(frozen=True)
 class Form:
-    """What an instruction descriptor says.
+    """The fields of an instruction descriptor.
 
     Attributes:
         rows, columns: The result's rows and columns.
         kind: The kind of the factors: ``f16``, ``bf16`` or ``tf32``.
-        transposed: Of the left and the right factor: whether neighbours of its outer dimension lie side by side.
+        transposed: For the left and the right factor, whether neighbours along the outer dimension are adjacent.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class Form:
 
 
 def form(descriptor: int, kind: str) -> Form:
-    """Return what an instruction descriptor of ``kind::f16`` or ``kind::tf32`` says.
+    """Return the fields of an instruction descriptor of ``kind::f16`` or ``kind::tf32``.
 
     Raises:
         NotImplementedError: The descriptor has a form that is not implemented here.
@@ -63,62 +63,62 @@ def form(descriptor: int, kind: str) -> Form:
         raise NotImplementedError(f"the instruction descriptor {descriptor:#x}")
     rows, columns = (descriptor >> 24 & 31) << 4, (descriptor >> 17 & 63) << 3
     if rows not in (64, 128):
-        raise NotImplementedError(f"a product of {rows} rows")
+        raise NotImplementedError(f"an MMA of {rows} rows")
     return Form(rows, columns, str(names[left]), (bool(descriptor >> 15 & 1), bool(descriptor >> 16 & 1)))
 
 
 @dataclass
 class _Product:
-    """What a product reads and writes until it has been waited for."""
+    """The memory that an MMA reads and writes until it has been waited for."""
 
     cells: list[tuple[np.ndarray, slice]]  # lanes and columns of tensor memory
-    uses: list[tuple[np.ndarray, int]]
+    uses: list[tuple[np.ndarray, int]]  # offsets in shared memory, and bytes of an element
     has_ended: bool = False
 
 
 @dataclass
 class _Barrier:
-    phases: int = 0  # that have ended
+    phases: int = 0  # number of phases that have ended
     products: list[_Product] = field(default_factory=list)
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether all its products have ended."""
+        """Whether all MMAs that the barrier tracks have ended."""
         return all(product.has_ended for product in self.products)
 
 
 class TensorMemory:
-    """A program's tensor memory, which begins as NaN, and its barriers in shared memory."""
+    """A program's tensor memory, at first filled with NaN, and its barriers in shared memory."""
 
     def __init__(self, shared: SharedMemory) -> None:
         self._shared = shared
         self._cells = np.full((4 * LANES, COLUMNS), 0xFFFFFFFF, np.uint32)
-        self._stored = np.full((4 * LANES, COLUMNS), -1, np.int64)  # barriers of the program passed when it was stored
+        self._stored = np.full((4 * LANES, COLUMNS), -1, np.int64)  # barriers of the program passed at the store
         self._on_the_way = np.zeros((4 * LANES, COLUMNS), bool)  # stored, and not yet waited for
-        self._busy = np.zeros((4 * LANES, COLUMNS), np.int64)  # products that use it and have not been waited for
-        self._products: list[_Product] = []  # that have not ended
+        self._busy = np.zeros((4 * LANES, COLUMNS), np.int64)  # MMAs that use it and have not been waited for
+        self._products: list[_Product] = []  # MMAs that have not ended
         self._barriers: dict[int, _Barrier] = {}
         self.allocated = 0
 
     def allocate(self, columns: int) -> int:
         """Allocate columns for the program; return their address."""
         if self.allocated or columns > COLUMNS:
-            raise Fault(f"{columns} columns of tensor memory are asked for beside {self.allocated}")
+            raise Fault(f"{columns} columns of tensor memory are requested beside {self.allocated} allocated ones")
         self.allocated = columns
         return 0
 
     def free(self, columns: int) -> None:
-        """Give the allocated columns back."""
+        """Free the allocated columns."""
         if columns != self.allocated:
-            raise Fault(f"{columns} columns of tensor memory are given back, of {self.allocated}")
+            raise Fault(f"{columns} columns of tensor memory are freed, but {self.allocated} are allocated")
         self.allocated = 0
 
     def load(self, addresses: np.ndarray, split: int, count: int) -> list[np.ndarray]:
-        """Return each thread's registers (``tcgen05.ld.16x32bx2``), of whole warps."""
+        """Load the registers of each thread of whole warps (``tcgen05.ld.16x32bx2``)."""
         lanes, columns = self._cells_of(addresses, split, count)
         self._check_free(lanes, columns, "read")
         if self._on_the_way[lanes, columns].any():
-            raise Fault("tensor memory is read before what was stored there has been waited for")
+            raise Fault("tensor memory is read before a store to it has been waited for")
         return list(np.ascontiguousarray(self._cells[lanes, columns].T))
 
     def store(self, addresses: np.ndarray, split: int, registers: np.ndarray) -> None:
@@ -130,24 +130,24 @@ class TensorMemory:
         self._on_the_way[lanes, columns] = True
 
     def wait_for_stores(self) -> None:
-        """Wait until what threads have stored is there (``tcgen05.wait::st``)."""
+        """Wait until all stores have ended (``tcgen05.wait::st``)."""
         self._on_the_way[:] = False
 
     def multiply(self, to: int, left: int, right: int, adds: bool, found: Form, left_here: bool) -> None:
-        """Compute one product.
+        """Compute one MMA.
 
         Args:
             to: Address of the result.
             left: Address of the left factor, or its descriptor in shared memory.
             right: Descriptor of the right factor.
-            adds: Whether the product is added to what is there.
-            found: The product's form.
+            adds: Whether the product is added to the old result.
+            found: The fields of the instruction descriptor.
             left_here: Whether the left factor lies in tensor memory.
         """
         uses: list[tuple[np.ndarray, int]] = []
         lanes = np.arange(found.rows)
         lanes = lanes if found.rows == 4 * LANES else lanes // _HALF * LANES + lanes % _HALF
-        rows = lanes + (to >> 16)  # one of 64 rows may begin at lane 16: beside another in the same columns
+        rows = lanes + (to >> 16)  # a 64-row result may begin at lane 16, beside another one in the same columns
         target = slice(to & 0xFFFF, (to & 0xFFFF) + found.columns)
         touched = [(rows, target)]
         if left_here:
@@ -164,33 +164,33 @@ class TensorMemory:
             self._busy[cells] += 1
 
     def commit(self, barrier: int) -> None:
-        """Let a barrier count the end of all products so far, even of those that other barriers count too."""
+        """Let a barrier track all MMAs that have not ended, even those that other barriers track too."""
         if barrier not in self._barriers:
-            raise Fault("a barrier that nothing has made counts products")
+            raise Fault("a barrier tracks MMAs before it is initialized")
         self._barriers[barrier].products += self._products
         self._barriers[barrier].phases += 1
 
     def make_barrier(self, barrier: int, count: int) -> None:
-        """Make a barrier (``mbarrier.init``)."""
+        """Initialize a barrier (``mbarrier.init``)."""
         if barrier in self._barriers:
-            raise Fault("a barrier is made where there is one")
+            raise Fault("a barrier is initialized that exists already")
         if count != 1:
             raise NotImplementedError(f"a barrier that counts to {count}")
         self._barriers[barrier] = _Barrier()
 
     def end_barrier(self, barrier: int) -> None:
-        """Take a barrier away (``mbarrier.inval``)."""
+        """Invalidate a barrier (``mbarrier.inval``)."""
         if not self._barriers.pop(barrier, _Barrier(products=self._products)).is_waited_for:
-            raise Fault("a barrier is taken away that has not been waited for")
+            raise Fault("a barrier is invalidated before it has been waited for")
 
     def has_ended(self, barrier: int, parity: int, by_all: bool) -> bool:
-        """Return whether a barrier's phase of this parity has ended; if so, the products that it counts have ended.
+        """Return whether a barrier's phase of this parity has ended; if so, end the MMAs that the barrier tracks.
 
-        They then have read all that they read, whichever warp has started them. ``by_all`` says whether all threads
-        ask at once.
+        Memory that these MMAs read may then be written again, whichever warp started them. ``by_all`` says whether all
+        threads ask at once.
         """
         if barrier not in self._barriers:
-            raise Fault("a barrier is waited for that nothing has made")
+            raise Fault("a barrier is waited for before it is initialized")
         here = self._barriers[barrier]
         if here.phases % 2 == parity:
             return False
@@ -209,9 +209,9 @@ class TensorMemory:
             self._busy[cells] -= 1
 
     def check_end(self) -> None:
-        """Check that a program that ends keeps no columns: other programs would wait for them forever."""
+        """Check that the program has freed its columns: other programs would wait for them forever."""
         if self.allocated:
-            raise Fault("a program ends with tensor memory that it has not given back")
+            raise Fault("a program ends without freeing its tensor memory")
 
     def _factor(self, descriptor: int, outer: int, found: Form, outer_first: bool, uses: list) -> np.ndarray:
         mode = descriptor >> 61
@@ -223,11 +223,11 @@ class TensorMemory:
         return numbers_at(self._shared.begin_use(at, found.element), found.kind)
 
     def _visible(self, lanes: np.ndarray, columns: slice) -> np.ndarray:
-        """Return cells that a product may read: what threads have stored there is behind a barrier."""
+        """Return cells that an MMA reads; raise Fault unless a barrier separates the MMA from stores to them."""
         if self._on_the_way[lanes, columns].any():
-            raise Fault("a product reads what was stored in tensor memory and not waited for")
+            raise Fault("an MMA reads tensor memory before a store to it has been waited for")
         if (self._stored[lanes, columns] == self._shared.barriers).any():
-            raise Fault("a product reads what threads stored in tensor memory, with no barrier between them")
+            raise Fault("an MMA reads what threads stored in tensor memory, with no barrier between them")
         return np.ascontiguousarray(self._cells[lanes, columns])
 
     def _cells_of(self, addresses: np.ndarray, split: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -235,9 +235,9 @@ class TensorMemory:
         lanes = (addresses >> np.uint32(16)).astype(np.int64) + thread % _HALF
         first = (addresses & np.uint32(0xFFFF)).astype(np.int64) + split * (thread // _HALF)
         if lanes.max() >= 4 * LANES or first.max() + count > self.allocated:
-            raise Fault(f"{count} columns from {int(first.max())} on are used of {self.allocated} of tensor memory")
+            raise Fault(f"{count} columns from {int(first.max())} on are accessed, with {self.allocated} allocated")
         return lanes[:, None], first[:, None] + np.arange(count)
 
     def _check_free(self, lanes: np.ndarray, columns: np.ndarray, what: str) -> None:
         if self._busy[lanes, columns].any():
-            raise Fault(f"tensor memory is {what} that a product uses which has not been waited for")
+            raise Fault(f"tensor memory is {what} while an MMA that has not been waited for uses it")

@@ -1,4 +1,4 @@
-"""Decode attention's compiled code, run by the machine in ``tools/ptx``, against float64."""
+"""Decode attention's compiled code, run by the emulator in ``tools/ptx``, against float64."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from lucid_deploy.plugins.decode_attention import plan
 from tests.plugins.decode_attention.kernel_runs import run_decode
 from tests.plugins.kernel_cases import Case, within_gate
 
-# 8.6, and 8.9 for caches of E4M3: the PTX that is shipped for newer chips as well.
+# The PTX for 8.6, and for E4M3 caches 8.9, is shipped for newer GPUs too.
 CASES = [
     (86, Case(new=1, past=0, dtype="float16", keys=0.9)),
     (86, Case(new=1, past=257, keys="repeated", heads=1)),
@@ -27,11 +27,11 @@ CASES = [
     (100, Case(new=1, past=257, dtype="bfloat16", keys=0.9, padded=True, batch=2, static=300, training=True)),
     (90, Case(new=1, past=130, width=32, keys="repeated", padded=True, batch=2, static=300)),
     (100, Case(new=1, past=257, keys=0.99, heads=1, training=True)),
-    (100, Case(new=1, past=257, width=60, keys="repeated", padded=True, batch=2, heads=1)),  # columns behind the width
+    (100, Case(new=1, past=257, width=60, keys="repeated", padded=True, batch=2, heads=1)),  # 60 padded to 64
     (100, Case(new=1, past=257, width=96, dtype="bfloat16", keys=0.99, heads=1)),
     (100, Case(new=1, past=257, width=32, dtype="bfloat16", keys="repeated", heads=1, groups=7)),
     (90, Case(new=2, past=130, width=128, keys=0.99, padded=True, batch=2, heads=1, groups=3, training=True)),
-    (100, Case(new=1, past=257, keys="repeated", heads=1, groups=8)),  # a row more than eight
+    (100, Case(new=1, past=257, keys="repeated", heads=1, groups=8)),  # nine rows with the new key
     (90, Case(new=1, past=130, dtype="bfloat16", keys=0.99, heads=1, groups=8)),
     (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
     (100, Case(new=8, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
@@ -54,8 +54,8 @@ def test_error_is_that_of_rounding(arch, case, compiled):
     assert len(launcher.launched) == 2 and ("float8" in launcher.launched[0]) == case.float8
 
 
-# One program for each head and tile of rows, as in large batches: a loop of several passes, where other cases have one.
-# With 64 rows on 10.0 a product of one pass is waited for by a barrier of the next one's.
+# One program for each head and tile of rows, as in large batches: its loop runs several times, in other cases once.
+# With 64 rows on 10.0, the barrier of the next iteration's MMA also waits for an MMA of this iteration.
 PASSES = [
     (80, Case(new=5, past=130, width=256, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (80, Case(new=6, past=100, width=132, dtype="float16", keys="repeated", heads=1)),

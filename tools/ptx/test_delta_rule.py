@@ -1,4 +1,4 @@
-"""The delta rule's compiled code, run by the machine in ``tools/ptx``, against float64."""
+"""The delta rule's compiled code, run by the emulator in ``tools/ptx``, against float64."""
 
 import re
 
@@ -8,10 +8,10 @@ from lucid_deploy.plugins.delta_rule.plan import variants
 from tests.plugins.delta_rule import kernel_runs
 from tests.plugins.delta_rule.kernel_runs import FACTOR, OUTPUT_FACTOR, Case, run_delta_rule
 
-# Where the plain version is exact by luck: the machine cuts off the sum of each of three products, as tensor cores do.
+# For cases where the plain version is exact by luck: like tensor cores, the emulator truncates the sums of three MMAs.
 FLOOR = 3 * 2.0**-23
-PARTS = {"float32": 3, "float16": 2, "bfloat16": 2}  # products of keys with a float32 factor
-ROWS_PARTS = {"float32": 3, "float16": 1, "bfloat16": 1}  # and with keys and queries
+PARTS = {"float32": 3, "float16": 2, "bfloat16": 2}  # MMAs for a product of keys with a float32 matrix
+ROWS_PARTS = {"float32": 3, "float16": 1, "bfloat16": 1}  # MMAs for a product of keys with keys or queries
 CASES = [
     (86, Case(1, decay="fast", beta="small", dtype="float16")),
     (86, Case(65, 0.9, "open", "gone")),
@@ -38,7 +38,7 @@ def test_error_is_that_of_rounding(arch, case, compiled, monkeypatch):
 
 @pytest.mark.parametrize(("width", "dtype"), [(32, "float32"), (64, "float16"), (128, "bfloat16")])
 def test_no_warp_computes_what_another_one_does(width, dtype, compiled):
-    """Triton lays all warps along the rows of a product; if rows are too few, warps repeat each other's work."""
+    """Triton distributes all warps along the rows of an MMA; with too few rows, warps repeat each other's work."""
     for variant in variants(86):
         if variant.name not in (f"delta_chunk_{dtype}_d{width}_u4", f"delta_state_{dtype}_d{width}_u4"):
             continue

@@ -1,4 +1,4 @@
-"""The preconditioner's compiled code, run by the machine in ``tools/ptx``, against float64."""
+"""The preconditioner's compiled code, run by the emulator in ``tools/ptx``, against float64."""
 
 import math
 import re
@@ -16,8 +16,8 @@ from tests.plugins.precondition.kernel_runs import (
 )
 from tools.ptx.memory import Fault
 
-# 8.6: the PTX that is shipped for newer chips as well; 8.0, 8.6, 8.9, 12.0 in bfloat16: products of bytes. 9.0:
-# products of warp groups. 10.0: tensor memory. 12.0: two numbers in a register.
+# The PTX for 8.6 is shipped for newer GPUs too. 8.0, 8.6, 8.9 and 12.0 use int8 MMAs in bfloat16, 9.0 MMAs of warp
+# groups, 10.0 tensor memory, and 12.0 arithmetic on two numbers in a register.
 CASES = [
     (86, Case(new=1, past=1, dtype="bfloat16", keys=0.99)),
     (86, Case(new=65, past=20, keys=0.99, padded=True, batch=2, heads=1)),
@@ -52,8 +52,8 @@ def test_error_is_that_of_rounding(arch, case, compiled):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, 3e38], ids=str)
 @pytest.mark.parametrize("name", ["k", "v", "k_past", "y_past"])
-def test_numbers_that_are_not_finite_reach_the_rows_that_two_parts_of_bfloat16_bring_them_to(name, number, compiled):
-    """The NaN of GPUs, 0x7fffffff, is 0 when it is rounded as an integer."""
+def test_non_finite_inputs_reach_the_same_rows_as_with_two_parts_of_bfloat16(name, number, compiled):
+    """Rounding the NaN of GPUs, 0x7fffffff, as an integer would give 0."""
     compiled(86)
     inputs = precondition_inputs(Case(new=70, past=70, width=32, dtype="bfloat16", heads=1))
     inputs[name] = inputs[name].clone()
@@ -67,14 +67,14 @@ def test_numbers_that_are_not_finite_reach_the_rows_that_two_parts_of_bfloat16_b
 @pytest.mark.parametrize("number", [math.nan, math.inf, 3e38], ids=str)
 @pytest.mark.parametrize("name", ["k", "v", "k_past", "y_past"])
 def test_no_row_of_float32_is_finite_where_the_reference_is_not(name, number, compiled):
-    """Parts of float16 lose infinity to NaN, but neither to a number."""
+    """With float16 parts an infinity may become NaN, but neither may become a finite number."""
     compiled(86)
     inputs = precondition_inputs(Case(new=100, past=70, heads=1))
     inputs[name] = inputs[name].clone()
     inputs[name][:, :, 65, 3] = number
     wanted = precondition_reference(*inputs.values(), EPS).isfinite()
     assert bool((precondition(**inputs, eps=EPS).isfinite() <= wanted).all())
-    assert wanted.all() == (number == 3e38), "squares of a key that are beyond float32 make its norm 0 there"
+    assert wanted.all() == (number == 3e38), "a key whose squares overflow float32 is normalized to 0"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -92,12 +92,12 @@ def test_programs_that_run_at_the_same_time_wait_for_each_other(seed, compiled):
     ("taken_out", "said"),
     [
         (r"cp\.async\.wait_group\s+\d;", "an asynchronous copy"),
-        (r"\.release(?=\.)", "nothing says that it is there"),
-        (r"\.acquire(?=\.)", "nothing says that it is there"),
+        (r"\.release(?=\.)", "without release and acquire"),
+        (r"\.acquire(?=\.)", "without release and acquire"),
     ],
 )
-def test_what_the_waiting_needs_is_missed(taken_out, said, compiled):
-    """The machine notices if any one of these is taken out: it refuses the solve."""
+def test_removing_a_wait_release_or_acquire_raises_a_fault(taken_out, said, compiled):
+    """The emulator raises Fault if any single one of them is removed from the solve."""
     launcher = compiled(86, resident=2, seed=3)
     (count,) = counted(launcher, taken_out)
     assert count > 0
@@ -107,8 +107,8 @@ def test_what_the_waiting_needs_is_missed(taken_out, said, compiled):
             precondition(**precondition_inputs(ALONE), eps=EPS)
 
 
-def test_barriers_are_missed(compiled):
-    """Every fourth barrier is taken out in turn; the machine notices most, as few barriers are beside another one."""
+def test_removing_a_barrier_mostly_raises_a_fault(compiled):
+    """Every fourth barrier is removed in turn; the emulator notices most, as few are right beside another barrier."""
     launcher = compiled(86, resident=2, seed=3)
     (count,) = counted(launcher, BARRIER)
     missed = 0
@@ -140,7 +140,7 @@ def counted(launcher, pattern):
 
 
 def without(pattern, number):
-    """Return a change that takes out one place where a pattern is found in the solve."""
+    """Return a change that removes one match of a pattern from the solve's PTX."""
 
     def change(kernel, text):
         if kernel != SOLVE:

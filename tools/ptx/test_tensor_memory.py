@@ -1,4 +1,4 @@
-"""What may be written when a product of tensor memory has been waited for."""
+"""Which memory may be written once an MMA of tensor memory has been waited for."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tools.ptx.memory import Fault, SharedMemory
 from tools.ptx.tensor_memory import Form, TensorMemory
 
 FORM = Form(rows=64, columns=8, kind="f16", transposed=(False, False))
-RIGHT = 6 << 61 | 16 << 32  # at 0: eight columns of 16 numbers, 32 bytes each
+RIGHT = 6 << 61 | 16 << 32  # right factor's descriptor, at 0: eight columns of 16 numbers, 32 bytes each
 FIRST, SECOND = 1024, 1032  # barriers
 
 
@@ -38,13 +38,13 @@ def multiply(memory: TensorMemory, to: int, barrier: int) -> None:
     memory.commit(barrier)
 
 
-def test_who_has_waited_may_write_with_no_barrier_of_the_program(memory: TensorMemory, shared: SharedMemory) -> None:
+def test_if_all_threads_have_waited_writing_needs_no_barrier(memory: TensorMemory, shared: SharedMemory) -> None:
     multiply(memory, 0, FIRST)
     assert memory.has_ended(FIRST, parity=0, by_all=True)
     write(shared)
 
 
-def test_others_need_one(memory: TensorMemory, shared: SharedMemory) -> None:
+def test_if_some_threads_have_waited_writing_needs_a_barrier(memory: TensorMemory, shared: SharedMemory) -> None:
     multiply(memory, 0, FIRST)
     assert memory.has_ended(FIRST, parity=0, by_all=False)
     with pytest.raises(Fault, match="with no barrier between them"):
@@ -54,8 +54,8 @@ def test_others_need_one(memory: TensorMemory, shared: SharedMemory) -> None:
     write(shared)
 
 
-def test_a_barrier_counts_what_was_started_before_it_for_other_barriers_too(memory: TensorMemory) -> None:
-    """``tcgen05.commit`` counts all prior operations of the thread (PTX ISA)."""
+def test_a_barrier_tracks_earlier_mmas_that_other_barriers_track_too(memory: TensorMemory) -> None:
+    """``tcgen05.commit`` tracks all prior operations of the thread (PTX ISA)."""
     multiply(memory, 0, FIRST)
     multiply(memory, 16, SECOND)
     with pytest.raises(Fault, match="not been waited for"):
@@ -67,13 +67,13 @@ def test_a_barrier_counts_what_was_started_before_it_for_other_barriers_too(memo
     memory.end_barrier(SECOND)
 
 
-def test_a_barrier_does_not_count_what_was_started_behind_it(memory: TensorMemory, shared: SharedMemory) -> None:
+def test_a_barrier_does_not_track_mmas_started_after_its_commit(memory: TensorMemory, shared: SharedMemory) -> None:
     multiply(memory, 0, FIRST)
     multiply(memory, 16, SECOND)
     assert memory.has_ended(FIRST, parity=0, by_all=True)
     with pytest.raises(Fault, match="not been waited for"):
         store(memory)
-    with pytest.raises(Fault, match="that a product reads which has not been waited for"):
+    with pytest.raises(Fault, match="while an MMA that has not been waited for reads it"):
         write(shared)
-    with pytest.raises(Fault, match="taken away"):
+    with pytest.raises(Fault, match="is invalidated before it has been waited for"):
         memory.end_barrier(SECOND)

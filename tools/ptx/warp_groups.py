@@ -1,8 +1,8 @@
-"""``wgmma``: products of four warps together, whose factors lie in shared memory or, the left one, in registers.
+"""``wgmma``: MMAs of four warps together. Factors are in shared memory; the left one may be in registers.
 
-Which thread holds what, and how a descriptor describes a matrix in shared memory, is what the PTX ISA says
-("Asynchronous warpgroup level matrix instructions"). A product is computed when it is issued; what it reads may not be
-written, and its sums not be used, before it has been waited for.
+The PTX ISA defines which thread holds which element, and the descriptors of matrices in shared memory ("Asynchronous
+warpgroup level matrix instructions"). The emulator computes an MMA when it is issued; until it has been waited for, its
+inputs may not be written, and its accumulators not be used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tools.ptx.tensor_cores import LANES, factors, fragment_of_left, fragment_of
 
 WARPS = 4
 ROWS = 64
-_SWIZZLED = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a row by a descriptor's mode
+_SWIZZLED = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a swizzled row, by the mode in a descriptor
 _ROWS_OF_ATOM = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape ``m64nNkK`` of a product, and the kind of its factors: ``f16``, ``bf16`` or ``tf32``."""
+    """The shape ``m64nNkK`` of an MMA, and the kind of its factors: ``f16``, ``bf16`` or ``tf32``."""
 
     columns: int
     inner: int
@@ -50,14 +50,14 @@ def shape_of(opcode: str) -> Shape:
 
 
 def places(descriptor: int, outer: int, inner: int, element: int, outer_first: bool) -> np.ndarray:
-    """Return where the elements of a matrix start in shared memory, ``(outer, inner)`` bytes.
+    """Return the byte offsets ``(outer, inner)`` of a matrix's elements in shared memory.
 
     Args:
         descriptor: The 64 bits that describe the matrix.
         outer: Rows of the left factor, or columns of the right one.
-        inner: Size of the other dimension, over which a product sums.
+        inner: Size of the other dimension, over which an MMA sums.
         element: Bytes of an element.
-        outer_first: Whether neighbours of the outer dimension lie side by side (the factor is transposed).
+        outer_first: Whether neighbours along the outer dimension are adjacent (the factor is transposed).
 
     Raises:
         NotImplementedError: The descriptor has no swizzling, or a base offset.
@@ -73,7 +73,7 @@ def places(descriptor: int, outer: int, inner: int, element: int, outer_first: b
     else:
         offset = i % _ROWS_OF_ATOM * row + i // _ROWS_OF_ATOM * stride + j * element
         if inner * element > row:
-            raise NotImplementedError("a row that is longer than what is swizzled")
+            raise NotImplementedError("a row longer than the swizzle's row")
     address = start + offset
     return address ^ (address >> 7 & row // 16 - 1) << 4
 
@@ -86,7 +86,7 @@ def numbers_at(bytes_: np.ndarray, kind: str) -> np.ndarray:
 
 
 def left_in_registers(registers: list[np.ndarray], shape: Shape) -> np.ndarray:
-    """Return the left factor of each group, ``(groups, 64, inner)``, of four registers of all threads."""
+    """Return the left factor of each group, ``(groups, 64, inner)``, from four registers of all threads."""
     rows, columns = fragment_of_left(shape.kind != "tf32")
     by_warp = np.stack([each.reshape(-1, LANES) for each in registers], axis=1)  # (warps, 4, lanes)
     found = np.zeros((len(by_warp), 16, shape.inner))

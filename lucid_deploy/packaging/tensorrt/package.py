@@ -1,4 +1,4 @@
-"""A folder that NVIDIA's tools take: graphs for TensorRT, the plugin library, profiles, recorded inputs, scripts."""
+"""Write a folder for NVIDIA's tools: graphs for TensorRT, the plugin library, profiles, recorded inputs, scripts."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class TensorRtOptions:
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or less if the context is shorter
-    # The plugin library; None: the one that lucid-deploy build would take, built if there is none.
+    # The plugin library; None: the one that lucid-deploy build would use, built if there is none.
     plugin: Path | None = None
-    overwrite: bool = False  # whether a package that is there may be replaced
+    overwrite: bool = False  # whether an existing package may be replaced
 
 
 def package_tensorrt(
@@ -94,13 +94,13 @@ def package_tensorrt(
 def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
     if artifact.manifest.adapters is not None:
         raise LucidError(
-            f"{artifact.directory} has LoRA adapters that each row of a batch chooses (input adapter_ids), and this "
-            "package records no such input. Export with --merge-adapter, or build engines: lucid-deploy build."
+            f"{artifact.directory} has LoRA adapters, which the input adapter_ids selects for each batch row; this "
+            "package has no such recorded input. Export with --merge-adapter, or build engines: lucid-deploy build."
         )
     if artifact.manifest.cache == "static":
         raise LucidError(
-            f"{artifact.directory} has a static cache. TensorRT updates one only where input and output are the same "
-            "memory, and trtexec and Polygraphy give each its own. Export without --cache, or build its engines with "
+            f"{artifact.directory} has a static cache. TensorRT updates it only if input and output share memory, but "
+            "trtexec and Polygraphy allocate them separately. Export without --cache, or build its engines with "
             "lucid-deploy build."
         )
     if artifact.manifest.cache_dtype == "fp8":
@@ -133,7 +133,7 @@ def _fill(
     recorded: dict[str, Recorded],
     library: Path | None,
 ) -> None:
-    shutil.copyfile(artifact.path(WEIGHTS), folder / WEIGHTS)  # no link: ONNX's checker takes that for an attack
+    shutil.copyfile(artifact.path(WEIGHTS), folder / WEIGHTS)  # not a link: ONNX's checker refuses links as unsafe
     for stage in STAGES:
         (folder / f"{stage}.onnx").write_bytes(graphs[stage].engine)
         (folder / f"{stage}.functions.onnx").write_bytes(graphs[stage].functions)
@@ -186,7 +186,7 @@ def _readme(artifact: Artifact, name: str, limits: Limits, form: str, tolerances
     size = 2 if form == "standard" and artifact.manifest.dtype != "float32" else 4
     tokens = limits.max_context - 1 + limits.prefill_chunk
     scores = limits.max_batch * config.num_attention_heads * limits.prefill_chunk * tokens * size / 2**20
-    memory = f"A layer's scores take up to {scores:,.0f} MiB in prefill where attention is not fused."
+    memory = f"A layer's attention scores take up to {scores:,.0f} MiB in prefill where attention is not fused."
     return string.Template(resource("README.md")).substitute(
         name=name,
         version=__version__,
@@ -195,7 +195,7 @@ def _readme(artifact: Artifact, name: str, limits: Limits, form: str, tolerances
         batch=limits.max_batch,
         context=limits.max_context,
         chunk=limits.prefill_chunk,
-        attention="two products and a softmax" if form == "explicit" else "the operator `Attention`",
+        attention="two matrix multiplications and a softmax" if form == "explicit" else "the operator `Attention`",
         memory=memory,
         largest=f"{max(tolerances['decode'].values()):.3g}",
     )
@@ -206,7 +206,7 @@ class StageGraphs:
     """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them."""
 
     engine: bytes  # for TensorRT: plugin nodes without bodies, no loop
-    functions: bytes  # for onnxruntime: with function bodies, attention explicit; TensorRT with the plugin takes it too
+    functions: bytes  # for onnxruntime: with function bodies, attention explicit; TensorRT with the plugin reads it too
     plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators there are
 
 
@@ -224,7 +224,7 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
 
     prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
     functions = ir.serde.deserialize_model(artifact.graph(stage))
-    # Always products and a softmax: to split Attention, TensorRT needs an attribute that onnxruntime refuses.
+    # Explicit in any form: TensorRT decomposes Attention only with an attribute that onnxruntime refuses.
     standard_attention(functions)
     try:
         explicit_attention(functions)
@@ -264,7 +264,7 @@ def write_recorded(recorded: Recorded, inputs: Path, outputs: Path) -> None:
 
 
 def _arrays(call: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Return tensors as numpy arrays; those in bfloat16, which numpy lacks, stay tensors: Polygraphy takes both."""
+    """Return tensors as numpy arrays; those in bfloat16, which numpy lacks, stay tensors: Polygraphy accepts both."""
     import torch
 
     return {name: x if x.dtype == torch.bfloat16 else x.numpy() for name, x in call.items()}

@@ -1,6 +1,6 @@
 """Recorded inputs, and golden outputs that the PyTorch model computes from them in float64.
 
-The tokens are drawn from a few and repeat, so that keys resemble each other; the last row begins with padding. There
+The tokens are few distinct ones and repeat, so that keys resemble each other; the last row begins with padding. There
 are three cases: prefill without a past, prefill after those tokens, decode after both. Each is a single call, because
 ``polygraphy debug reduce`` replaces what it cuts off with tensors of the first call. Every cache is rounded to the
 graph's type before the next call, so that the golden outputs belong to the inputs as recorded.
@@ -75,7 +75,7 @@ def _calls(artifact: Artifact, limits: Limits) -> Iterator[tuple[str, Any, Any]]
     first = min(_CHUNK, limits.prefill_chunk, limits.max_context - 2)
     if first < 1:
         raise LucidError(
-            f"With --max-context {limits.max_context} there is no room for recorded inputs: a prompt, a token behind "
+            f"With --max-context {limits.max_context} there is no room for recorded inputs: a prompt, a token after "
             "it, and a decoded one. Take 3 or more."
         )
     second = min(_STEP, limits.prefill_chunk, limits.max_context - first - 1)

@@ -21,7 +21,7 @@ _START = """#!/bin/sh
 set -eu
 cd "$(dirname "$0")"
 """
-_RTX = """# TensorRT-RTX's parser opens libtensorrt_rtx.so for plugins; its wheel has the name with a number only.
+_RTX = """# TensorRT-RTX's parser opens libtensorrt_rtx.so for plugins; in its wheel the name ends with a version.
 if [ "${POLYGRAPHY_USE_TENSORRT_RTX:-0}" != 0 ]; then
 	found=$("$PYTHON" -c 'import sys
 try:
@@ -38,7 +38,7 @@ fi
 
 
 def resource(name: str) -> str:
-    """Return the text of a file in ``resources``; its name there ends in ``.in``, since it is no module of ours."""
+    """Return the text of a file in ``resources``; its name ends in ``.in``: it is not a module of ours."""
     return (files("lucid_deploy.packaging.tensorrt") / "resources" / f"{name}.in").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The exported graphs in onnxruntime; what it can do depends on the execution provider."""
+"""Running exported graphs in onnxruntime, whose capabilities depend on the execution provider."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ _GPU = Capabilities(
 _CPU = replace(
     _GPU,
     devices=("cpu",),
-    caches=("static", "growing"),  # static first, as it is faster; only here
+    caches=("static", "growing"),  # static first, as it is faster; GPU providers run growing only
     cache_dtypes=("float16", "int8", "fp8"),
     rounds_activations=True,
 )

@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the oldest version tried whose Python API returns FP8 tensors to NumPy; 1.23.2 was not tried
-_MULTIPLIES = ("avx512", "avx2")  # kernels whose products by float weights are timed in docs/performance.md
+_MULTIPLIES = ("avx512", "avx2")  # kernels that multiply float weights fast; times in docs/performance.md
 
 
 def has_tensor_scatter() -> bool:
@@ -76,7 +76,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether the library multiplies by float weights: only its kernels that were faster than onnxruntime do."""
+    """Return whether the library multiplies by float weights: only where its kernels are faster than onnxruntime."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES

@@ -1,7 +1,7 @@
 """What all graphs on the CPU share: tensors that use numpy's memory, and one arena.
 
-By default each session of onnxruntime has its own arena, a pool of memory that keeps all that it once took. Memory in
-the prefill graph's arena would be of no use to the decode graph, which would take as much again for the same cache.
+By default each session of onnxruntime has its own arena, a pool that keeps all memory it has ever allocated. The
+decode graph could not use the prefill graph's arena, and would allocate as much again for the same cache.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float
 
 
 def ort_value(array: Array, dtype: str | None = None) -> Any:
-    """Return a tensor on the CPU that holds on to an array, or a contiguous copy of it, and shares its memory.
+    """Return a CPU tensor that shares the memory of an array (or of its contiguous copy) and keeps the array alive.
 
-    An array from the tensor's ``numpy()`` shares it too, and must not outlive the tensor. Pass FP8 as uint8 codes.
+    The tensor's ``numpy()`` shares the memory too; do not use it longer than the tensor. Pass FP8 as uint8 codes.
     """
     ort = import_onnxruntime()
     array = np.ascontiguousarray(array)
@@ -51,7 +51,7 @@ def release_arena() -> None:
 
 
 def _the_keeper() -> ort.InferenceSession:
-    """Make the arena once; return the session that takes its first region, a small one, which is never released."""
+    """Make the arena once; return the session that owns its first region, which is small and never released."""
     global _keeper
     with _lock:
         if _keeper is None:

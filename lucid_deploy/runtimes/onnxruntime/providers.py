@@ -40,7 +40,7 @@ class ProviderPlan:
 
     graph: Path  # the file to load
     options: dict[str, str]  # the provider's options, by name
-    limits: Limits | None = None  # the largest sizes its optimization profile takes; None: any
+    limits: Limits | None = None  # the largest sizes in its optimization profile; None: any size
 
 
 def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
@@ -190,7 +190,7 @@ def check_available(ort: Any, name: str) -> None:
 
 
 def _rtx_device(ort: Any, index: int) -> Any:
-    """Register the provider's library with onnxruntime unless it is; return the GPU ``index`` of those it can use."""
+    """Register the provider's library with onnxruntime if needed; return GPU ``index`` of those that it can use."""
     module = importlib.import_module(_RTX_MODULE)
     name = module.get_ep_name()
     if not any(device.ep_name == name for device in ort.get_ep_devices()):  # a second registration is an error
@@ -212,6 +212,6 @@ def check_chosen(ort: Any, session: Any, name: str) -> None:
     if provider not in session.get_providers():
         raise LucidError(
             f"{provider} does not start, and onnxruntime {ort.__version__} went on with "
-            f"{', '.join(session.get_providers())}. It needs an NVIDIA GPU, its driver, and the CUDA and cuDNN or "
-            "TensorRT libraries of the versions this onnxruntime was built with; the lines above say what is missing."
+            f"{', '.join(session.get_providers())}. The provider needs an NVIDIA GPU, its driver, and the CUDA and "
+            "cuDNN or TensorRT libraries of the versions onnxruntime was built with; lines above say what is missing."
         )

@@ -42,11 +42,11 @@ class OnnxRuntime(Runtime):
 
         assert isinstance(session, OrtSession)
         if artifact is None:
-            raise LucidError("The layers of a graph are cut out of its file: name the artifact that the session runs.")
+            raise LucidError("Layers are run from the artifact's graph files: pass the artifact that the session runs.")
         if artifact.manifest.inline:
             raise LucidError(
-                "Layers cannot be isolated in the graphs of export --inline. Verify an artifact of the same checkpoint "
-                "that was exported without --inline for causes."
+                "Layers cannot be isolated in the graphs of export --inline. To find causes, verify an artifact of "
+                "the same checkpoint that was exported without --inline."
             )
         return OrtLayers(session)
 

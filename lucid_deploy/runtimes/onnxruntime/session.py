@@ -70,9 +70,9 @@ class OrtSession(ArtifactSession[Any]):
             self.kernels = "functions" if self._library is None else "library"
         self.options = replace(options, kernels=self.kernels or "auto")
         self._ort = ort
-        # Chosen by measurement. A packed copy of the weights makes onnxruntime's products of few rows (short prompts)
-        # up to three times as fast, but not those of one row. A large model has none, unless it is quantized:
-        # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
+        # Chosen by measurement. With a packed copy of the weights, onnxruntime multiplies few rows (short prompts) up
+        # to three times as fast, but not a single row. A large model has no packed copy unless it is quantized:
+        # MatMulNBits without packed weights dequantizes them in every call, which is 100 times slower.
         self.quantization = manifest.quantization
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
         self.packs_weights = self.provider == "cpu" and (small or self.quantization is not None)
@@ -99,9 +99,9 @@ class OrtSession(ArtifactSession[Any]):
 
     @property
     def _sums_for_each_token(self) -> bool:
-        """Whether a token's sums have one order, however many tokens run in the same call."""
-        # Sums in the library's kernels have one order. Exceptions are rings, which begin at any token, states, computed
-        # in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
+        """Whether a token's sums are computed in one order, however many tokens run in the same call."""
+        # The library's kernels sum in one order. Exceptions are rings, which begin at any token, states, which are
+        # computed in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
         return self._sums_alike and whole and self.dtype == "float32"
 
@@ -134,7 +134,7 @@ class OrtSession(ArtifactSession[Any]):
         self.limits = plan.limits
         session = self._open(self._changed_graph(stage), plan.graph, options, plan)
         if self.quantization is not None and on_cpu:
-            for file in self._files.values():  # the weights have been copied for multiplying
+            for file in self._files.values():  # packed copies of the weights have been made
                 file.madvise(mmap.MADV_DONTNEED)
         return session
 
@@ -157,7 +157,7 @@ class OrtSession(ArtifactSession[Any]):
 
     def _options(self, stage: str) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
-        options.log_severity_level = 4 if self.provider == "cpu" else 3  # what fails on the CPU is raised as well
+        options.log_severity_level = 4 if self.provider == "cpu" else 3  # errors on the CPU are raised as well
         if (threads := self.options.thread_count) is not None:
             options.intra_op_num_threads = threads
         if self.quantization is not None:  # for DequantizeLinear and MatMul, which onnxruntime fuses
@@ -308,7 +308,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy()  # not copied: that took an eighth of a step of 16 rows
-        bound.bind_output("logits")  # else bindings keep their logits, and a server has one for each size of a step
+        bound.bind_output("logits")  # else each binding keeps its logits; a server has a binding per step size
         binding.copy_back()
         return logits
 
@@ -322,7 +322,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph.run_with_iobinding(bound)
         outputs = [value.numpy() for value in bound.get_outputs()]  # the rows' outputs were bound first
         logits, (last, *present) = outputs[0], outputs[-len(self._output_names) :]
-        for name in (f"{ROWS}logits", *self._output_names):  # as above
+        for name in (f"{ROWS}logits", *self._output_names):  # as in run_bound
             bound.bind_output(name)
         for name in inputs:
             bound.bind_ortvalue_input(name, make(np.zeros(0, np.float32)))

@@ -53,7 +53,7 @@ def compile_settings(threads: int | None) -> dict[str, Any]:
     """Return the settings for compiling graphs; ``threads`` None: OpenVINO chooses.
 
     The precision hint and the group size 0 keep OpenVINO from rounding values to bfloat16, where the processor has it,
-    and inputs of quantized products to 8 bits. Snippets, its compiler of elementwise operators, is off: in 2026.4.0 and
+    and inputs of quantized layers to 8 bits. Snippets, its compiler of elementwise operators, is off: in 2026.4.0 and
     2026.4.1 the third of three prompts of 33 to 64 tokens, each longer than the one before, got values of the last
     layer that were wrong by any factor, without an error. Snippets saves no time in these graphs.
     """
@@ -129,7 +129,7 @@ class CompiledGraph:
 
 
 def _reason(message: str) -> str:
-    """Join the lines of an error message, except those about OpenVINO's source; if no others, return it unchanged."""
+    """Join the lines of an error message, except those about OpenVINO's source; if there are no others, return all."""
     lines = [line.strip(" -\t") for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
     return "; ".join(telling) or message

@@ -1,4 +1,4 @@
-"""Add outputs for a graph's residual stream and V and, to run layers one by one, inputs for what each layer reads."""
+"""Add outputs that show a graph's residual stream and V and, to run layers one by one, inputs for each layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUES = "values.{}"  # output: V of the new tokens in the i-th layer that solve
 VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"), (DECODE_ATTENTION, "V_new"))}
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _FINAL_NORM = "model.norm.weight"
-# Operators that pick the last token before the final norm; the residual stream is what they pick from.
+# Operators that select the last token before the final norm; the first of them reads the residual stream.
 _LAST_TOKEN = ("Cast", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Unsqueeze")
 
 
@@ -69,15 +69,15 @@ def _residual_streams(graph: onnx.GraphProto, layers: int) -> list[str]:
     missing = [index for index in range(layers + 1) if index not in found]
     if missing:
         raise CheckFailed(
-            f"The graph has no norm with the weight of layer {missing[0]}, so its layers cannot be told apart."
+            f"The graph has no norm with the weight of layer {missing[0]}, so its layers cannot be separated."
             if missing[0] < layers
-            else f"The graph has no norm with the weight {_FINAL_NORM}, so its head cannot be told apart."
+            else f"The graph has no norm with the weight {_FINAL_NORM}, so its head cannot be separated."
         )
     return [found[index] for index in range(layers + 1)]
 
 
 def _through(name: str, producers: dict[str, onnx.NodeProto], operators: tuple[str, ...] = ("Cast",)) -> str:
-    """Go back from a tensor through nodes of these operators, and return the name of what they start from."""
+    """Go back from a tensor through nodes of these operators, and return the first node's input."""
     while name in producers and producers[name].op_type in operators:
         name = producers[name].input[0]
     return name

@@ -21,14 +21,14 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def cast_type(node: onnx.NodeProto | None) -> int | None:
-    """Return the type that a ``Cast`` gives; None for another node."""
+    """Return the type that a ``Cast`` converts to; None for another node."""
     if node is None or (node.domain, node.op_type) != ("", "Cast"):
         return None
     return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
 
 
 def read_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the name of every value that is read or an output, once per use, in branches and loops too."""
+    """Yield the name of each value that a node reads or the graph returns, once per use, in branches and loops too."""
     yield from (value.name for value in graph.output)
     for node in graph.node:
         yield from node.input

@@ -64,7 +64,7 @@ _BY = {  # an operator's replacement for a weight of its own type, and for a flo
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
     "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
 }
-_WITH_OFFSETS = {  # a product's replacement that adds offsets, and the operator of the product by offsets beside it
+_WITH_OFFSETS = {  # a MatMul's replacement that also adds offsets, and the operator that multiplies offsets in the file
     QUANTIZED_MATMUL.name: (QUANTIZED_MATMUL_OFFSETS, "MatMul"),
     QUANTIZED_EXPERT_MATMUL.name: (QUANTIZED_EXPERT_MATMUL_OFFSETS, EXPERT_MATMUL.name),
 }
@@ -111,7 +111,7 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
     Result: ``Attention`` nodes are changed that have one query per head, a mask ``(batch, 1, 1, tokens)``, values as
     wide as keys, the scale 1/√d, and K and V made by joining the cache and the new row; others stay. The new nodes read
     cache and new row apart, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it
-    is stored. The casts of a float16 model around the node go, since the library computes float16 in float32.
+    is stored. In a float16 model the casts around the node are removed: the library computes float16 in float32.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -141,7 +141,7 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
             continue
         unread += [*around[:-1], *(makers[name] for name in (*rows, node.input[3]))]
         for cast in around[-1:]:
-            graph.node.remove(cast)  # the node now gives what it gave
+            graph.node.remove(cast)  # the node now computes its output
         node.input[:], node.output[:] = [query, keys[1], values[1], keys[0], values[0], mask], [output]
         node.op_type, node.domain = CACHED_ATTENTION.name, DOMAIN
         del node.attribute[:]
@@ -154,9 +154,9 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 def _without_casts(
     node: onnx.NodeProto, graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto], types: dict[str, Any]
 ) -> tuple[list[str], list[onnx.NodeProto]]:
-    """Return the names of Q, K, V and O of an ``Attention`` node, and the casts around it of a float16 model, O's last.
+    """Return the names of Q, K, V and O of an ``Attention`` node, and the casts around it in a float16 model, O's last.
 
-    With these casts the names are those outside them; other nodes have no casts here.
+    If there are such casts, the names are those outside of them; otherwise the list of casts is empty.
     """
     before = [makers.get(name) for name in node.input[:3]]
     after = [each for each in graph.node if node.output[0] in each.input]
@@ -170,7 +170,7 @@ def _without_casts(
 
 
 def _past_and_new(node: onnx.NodeProto | None) -> tuple[str, str] | None:
-    """Return the names of a cached tensor and of its new rows, given the node that puts them together."""
+    """Return the names of a cached tensor and of its new rows, given the node that joins them."""
     if node is None or node.domain or node.op_type not in _NEW_ROWS:
         return None
     if attributes_of(node)["axis"] not in (_TOKENS, _TOKENS - 4):
@@ -182,7 +182,7 @@ def _mask_with_new(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto
     """Return the name of the mask ``(batch, past + 1)`` behind an ``Attention``'s mask; empty if it is not found.
 
     Where the new row is written into a buffer before it is read, ``Attention``'s own mask has a column for each row of
-    the buffer only: ``Slice`` drops the last column, and ``Or`` adds the new row's place.
+    the buffer only: ``Slice`` drops the last column, and ``Or`` marks the new row's.
     """
     if node is None or node.op_type != "Unsqueeze":
         return ""
@@ -194,13 +194,13 @@ def _mask_with_new(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights, which it reads as they lie in the file; return whether a node was changed.
+    """Let the library multiply by weights, which it reads in the file's layout; return whether a node was changed.
 
-    onnxruntime's product is made for many rows, needs a packed copy of the weight, and converts float16 weights to
+    onnxruntime's MatMul is made for many rows, needs a packed copy of the weight, and converts float16 weights to
     float32 when the graph is loaded. Decoding, in batches too, and verifying drafts have few rows.
 
-    Result: products in float32 and float16 by a matrix among the initializers are changed; casts of weights are gone
-    unless something else reads them.
+    Result: nodes that multiply by an initializer in float32 or float16 are changed; casts of weights are removed unless
+    something else reads them.
     """
     graph = model.graph
     weights = {each.name: each.data_type for each in graph.initializer if len(each.dims) == 2}
@@ -229,10 +229,10 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_adapter_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library add the products of each row's adapter, without copying its matrices; return whether it does.
+    """Let the library add each row's adapter without copying the adapter's matrices; return whether it does.
 
     Result: where ``Add(Y, MatMul(MatMul(X, Gather(A, ids)), Gather(B, ids)))`` reads A and B among the initializers,
-    and nothing else reads the values between, one node computes it; rows without an adapter then cost nothing.
+    and nothing else reads the values between, one node computes this; rows without an adapter then cost nothing.
     """
     graph = model.graph
     stacked = {each.name for each in graph.initializer if len(each.dims) == 3 and each.data_type in _FLOATS}
@@ -263,11 +263,11 @@ def use_adapter_matmul(model: onnx.ModelProto) -> bool:
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     """Let the library multiply by weights quantized in blocks, with inputs rounded to 8 bits; return whether it does.
 
-    All graphs share one packed copy of a weight, while onnxruntime makes one for each graph; and products of many rows
-    take half of the time.
+    All graphs share one packed copy of a weight, while onnxruntime makes one for each graph; and multiplying many rows
+    takes half of the time.
 
-    Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed, and
-    add the offsets that a product beside them adds in the file.
+    Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed. The
+    new nodes also add the offsets, for which the file has a second matrix multiplication.
     """
     tensors, casts = _stored(model.graph)
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
@@ -284,7 +284,7 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_expert_offsets(model: onnx.ModelProto) -> bool:
-    """Let the library's products by quantized experts add the offsets of blocks too; return whether one does."""
+    """Let the library's MatMuls of quantized experts add the blocks' offsets too; return whether a node was changed."""
     tensors, casts = _stored(model.graph)
     changed = _take_offsets(model.graph, tensors)
     remove_unread(model.graph, casts)
@@ -303,9 +303,9 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
 
 
 def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
-    """Let one product add the offsets of blocks too; in the file a second one multiplies them by sums over X's blocks.
+    """Let one node also add the blocks' offsets; in the file a second one multiplies offsets by sums of X's blocks.
 
-    ``tensors`` are those of :func:`_stored`. Returns whether a product was changed.
+    ``tensors`` are those of :func:`_stored`. Returns whether a node was changed.
     """
     makers = {name: node for node in graph.node for name in node.output}
     read, unread = Counter(read_names(graph)), []
@@ -316,7 +316,7 @@ def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bo
         operator, beside = _WITH_OFFSETS[product.op_type]
         if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != beside:
             continue
-        if product.input[1:-2] != share.input[1:-1]:  # both products must choose the same experts, if any
+        if product.input[1:-2] != share.input[1:-1]:  # both nodes must choose the same experts, if any
             continue
         offsets, scales = tensors.get(share.input[-1]), tensors.get(product.input[-1])
         sums = makers.get(share.input[0])

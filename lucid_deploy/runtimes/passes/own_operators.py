@@ -16,7 +16,7 @@ _HEADS_AXIS = "axis_of_heads"
 def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     """Let one node rotate queries or keys, where the file has eight; return whether one does.
 
-    In a step of one token, the overhead of nodes is much of the time.
+    In a step of one token, the overhead per node is a large part of the time.
 
     Result: ``Concat(a · cos − b · sin, b · cos + a · sin)`` with ``a, b = Split(X)`` becomes
     ``RotaryEmbedding(X, cos, sin)``, where cos and sin are ``(batch, 1, tokens, width / 2)``.
@@ -68,7 +68,7 @@ def retype_fp4(model: onnx.ModelProto) -> bool:
 
 
 def widened(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return the same values as codes of E4M3; ``packed``: ``count`` codes of E2M1, two in a byte, lower half first."""
+    """Convert ``count`` E2M1 codes, two in a byte with the lower half first, to the E4M3 codes of the same values."""
     halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[:count]
     found: NDArray[np.uint8] = _CODES[halves]
     return found

@@ -1,7 +1,7 @@
 """Join the prefill and the decode graph into one that runs a piece of a prompt beside a token of every running row.
 
-Quantized weights are read once for both. Attention stays as it is in each graph; products, norms, activations and
-residuals run once for all tokens, those of the prompt before those of the rows:
+Quantized weights are read once for both. Attention stays as it is in each graph; multiplications by weights, norms,
+activations and residual sums run once for all tokens, the prompt's before the rows':
 
 ===========================================  ==================================================================
 in the two graphs                            in the joined one
@@ -105,7 +105,7 @@ def _renamed(rows: onnx.ModelProto, common: set[str]) -> onnx.ModelProto:
 
 
 class _Joining:
-    """Finds pairs of nodes, one in each graph, that do the same to all tokens, and makes the nodes that join them."""
+    """Finds pairs of nodes, one in each graph, that compute the same for every token, and joins each pair."""
 
     def __init__(self, prompt: onnx.GraphProto, rows: onnx.GraphProto, common: set[str]) -> None:
         self._prompt, self._rows, self._common = prompt, rows, common
@@ -127,7 +127,7 @@ class _Joining:
         return self._pairs[name].output[0] if name in self._pairs else None
 
     def _key(self, node: onnx.NodeProto, names: list[str | None]) -> tuple[Any, ...] | None:
-        """Return a key, equal for nodes that may form a pair; None: no pair. Of a product or norm it leaves out X."""
+        """Return a key, equal for nodes that may form a pair; X of a MatMul or norm is not in it. None: no pair."""
         operator = node.domain, node.op_type
         attributes = sorted(each.SerializeToString() for each in node.attribute)
         if operator in _WITH_WEIGHTS and self._common.issuperset(node.input[1:]):

@@ -1,6 +1,6 @@
 """Let attention read a cache as it is stored.
 
-Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
+If the cache has another type than the model, graphs convert the whole cache in every step with standard operators,
 before ``DecodeAttention`` or ``CachedAttention``. Our libraries have operators that take the stored tensors instead:
 the library for onnxruntime in float16 and int8, the one for TensorRT in fp8.
 
@@ -13,7 +13,7 @@ in the file, for K and for Y                          in memory
 ``Mul(Cast(fp8 input), scale input)`` [``Cast``]      ``DecodeAttentionFloat8(…)``, of the same tensors
 ====================================================  =====================================================
 
-In the place of ``CachedAttention`` come ``CachedAttentionFloat16`` and ``CachedAttentionInt8``.
+``CachedAttention`` is likewise replaced by ``CachedAttentionFloat16`` and ``CachedAttentionInt8``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_as_stored(model: onnx.ModelProto, path: Path) -> bool:
         except KeyError as error:
             raise LucidError(
                 f"{path} is not as lucid-deploy export writes it: {' and '.join(node.input[_K:_MASK])} are not "
-                "converted from the cache in a way that is known. Export it again."
+                "converted from the cache in a known way. Export it again."
             ) from error
         node.op_type = operator.name
         node.input[_K:] = [k.rows, y.rows, *k.scales, *y.scales, node.input[_MASK]]

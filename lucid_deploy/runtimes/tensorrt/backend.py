@@ -31,7 +31,7 @@ class Backend:
 
     @property
     def needs_gpu_to_build(self) -> bool:
-        """Whether building measures on a GPU; TensorRT-RTX leaves that to the machine that runs the engine."""
+        """Whether building times kernels on a GPU; TensorRT-RTX chooses kernels on the machine that runs the engine."""
         return self.name == "tensorrt"
 
     def check_version(self) -> None:

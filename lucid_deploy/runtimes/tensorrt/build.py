@@ -152,10 +152,10 @@ def _check(artifact: Artifact, backend: Backend, options: BuildOptions) -> tuple
     capabilities = backend.capabilities(options.capabilities)
     check_float_formats(artifact, capabilities)
     if options.weightless and len(capabilities) > 1:
-        raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
+        raise LucidError("An engine without weights is built for one compute capability; name only one.")
     folder = engine_directory(artifact, backend.name)
     if os.path.lexists(folder.parent) and not folder.parent.is_dir():
-        raise LucidError(f"{folder.parent}, where engines go, is no folder. Move it away.")
+        raise LucidError(f"{folder.parent}, where engines are written, is not a folder. Move it away.")
     if folder.exists() and not options.overwrite:
         raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
     return capabilities
@@ -168,9 +168,9 @@ def _capability_here(backend: Backend, options: BuildOptions) -> int:
     try:
         return open_device().capability
     except LucidError as error:
-        why = f"{backend.title} measures" if backend.needs_gpu_to_build else "--weightless compiles"
+        why = f"{backend.title} times kernels" if backend.needs_gpu_to_build else "--weightless compiles"
         instead = "leave out --weightless" if options.weightless else "build with --backend tensorrt-rtx"
-        raise LucidError(f"{why} on the GPU of the building machine. {error} Otherwise {instead}.") from error
+        raise LucidError(f"{why} on the GPU of the building machine. {error} Without a GPU, {instead}.") from error
 
 
 def _library(

@@ -30,7 +30,7 @@ class DecodeStep:
     """Runs the decode engine on buffers that stay where they are; then copies new states to where the next step reads.
 
     The new column of a sequence that waits is padding, but the engine counts it as a token. For cached K and Y the next
-    step's mask corrects that. Nothing would correct a state, so that of a waiting sequence is not copied. A recorded
+    step's mask corrects that. Nothing would correct a state, so a waiting sequence's is not copied. A recorded
     CUDA graph copies the states of all sequences, so it is not used while one waits.
     """
 
@@ -61,7 +61,7 @@ class DecodeStep:
         self._graph = None
 
     def _copy_states(self, tokens: Array) -> None:
-        """Queue copies of the states of rows with a token: one per state and row, or per state if all rows have one."""
+        """Queue copying the states of rows with a token: one per state if no row waits, else one per state and row."""
         parts = [(0, self._batch)] if tokens.all() else [(int(row), 1) for row in tokens.nonzero()[0]]
         for state in self._states:
             for first, count in parts:
@@ -90,7 +90,7 @@ class EngineContexts:
         self._engines, self._device, self._pool = engines, device, pool
         self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
         self._blocks: dict[str, DeviceBlock] = {}
-        # Runs also at the end of the process. It holds the contexts, which must go before their engines.
+        # Runs also at the end of the process. It holds the contexts, which must be freed before their engines.
         self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
 
     def __contains__(self, stage: str) -> bool:

@@ -64,8 +64,8 @@ def _check_sizes(artifact: Artifact, limits: Limits) -> None:
 def axis_ranges(stage: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Return least, optimized and largest size of every dynamic axis of a stage, by its name in the graph.
 
-    The size of a sum of axes is the sum of their sizes; otherwise the shapes of a profile would not fit together. So
-    the largest mask of prefill is longer than the context; the session itself keeps to the context.
+    An axis that is a sum, such as past + new, gets the sum of the sizes; otherwise the shapes of a profile would not
+    fit together. So prefill's largest mask is longer than the context; the session itself enforces the context.
     """
     batch, context, chunk = limits.max_batch, limits.max_context, limits.prefill_chunk
     past = (0, min(context - chunk, context // 2) if stage == "prefill" else context // 2, context - 1)

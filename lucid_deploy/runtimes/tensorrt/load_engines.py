@@ -48,7 +48,7 @@ class JitCache:
             log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write the file, atomically, unless it holds all compiled kernels. A failure is logged, not raised."""
+        """Write the file, atomically, unless it holds all compiled kernels already. A failure is logged, not raised."""
         if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:
@@ -125,7 +125,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     def make_context(stage: str, runtime: Any = runtime) -> Any:  # keeps the runtime alive, which engines need
         context = _context(trt, engines[stage], caches.get(stage), settled=in_place and stage == "decode")
         if context is None:
-            raise LucidError(f"{backend.title} makes no context of the {stage} engine: {explain(logger.errors)}")
+            raise LucidError(f"{backend.title} cannot make a context of the {stage} engine: {explain(logger.errors)}")
         return context
 
     def save() -> None:
@@ -153,7 +153,7 @@ def _context(trt: Any, engine: Any, cache: JitCache | None, settled: bool) -> An
 
 
 def _fill_weights(trt: Any, engine: Any, logger: Any, artifact: Artifact, stage: str, manifest: EngineManifest) -> None:
-    """Give an engine that was built without weights those of the artifact."""
+    """Give the artifact's weights to an engine that was built without any."""
     graph = prepare_graph(artifact, stage, manifest.limits.max_context)
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)

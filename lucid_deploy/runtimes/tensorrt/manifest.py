@@ -74,7 +74,7 @@ def engine_directory(artifact: Artifact, backend: str) -> Path:
 
 
 def source_hashes(artifact: Artifact) -> dict[str, str]:
-    """Return the sha256 of what engines are built from: of files, from the manifest, and of the list of adapters."""
+    """Return the sha256 of the files that engines are built from, as in the manifest, and of the list of adapters."""
     names = (*(graph.file for graph in artifact.manifest.graphs.values()), WEIGHTS)
     hashes = {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
     if artifact.manifest.adapters is not None:  # engines contain the adapters that there were at build time

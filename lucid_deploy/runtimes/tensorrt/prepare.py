@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN_OPERATORS = tuple(each.name for each in IN_TENSORRT)
-# The plugin's operators that layers of a stage use, one node a layer; an fp8 cache replaces DECODE_ATTENTION's.
+# The plugin's operators that layers of a stage use, one node a layer; an fp8 cache has DECODE_ATTENTION_FLOAT8.
 _STAGE_OPERATORS = {
     "prefill": (PRECONDITION.name, DELTA_RULE.name),
     "decode": (DECODE_ATTENTION.name, DELTA_RULE.name),

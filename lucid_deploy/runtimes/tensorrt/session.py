@@ -112,7 +112,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return self._run_in_place(tokens, layers) if stage == "decode" else self._verify_in_place(tokens, layers)
 
     def _run_growing(self, stage: str, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
-        """Run an engine that reads the cache and writes one with the new tokens elsewhere."""
+        """Run an engine that reads the cache, and writes it with the new tokens into other memory."""
         self._device.activate()
         batch, new = tokens.input_ids.shape
         past, total = tokens.past, tokens.past + new

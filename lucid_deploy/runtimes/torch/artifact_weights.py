@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Load an artifact's adapters into its model; return what selects one for each row; None: it takes no adapters."""
+    """Load an artifact's adapters into its model; return what selects one for each row; None: it supports none."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None
@@ -149,7 +149,7 @@ def _scalar(buffer: mmap.mmap, place: StoredWeight) -> np.float32:
 
 
 def _input_scales(artifact: Artifact, buffer: mmap.mmap) -> dict[str, float]:
-    """Return the scales that divide the inputs of products before rounding, by the weights' names."""
+    """Return the scales that divide the inputs of layers before rounding, by the weights' names."""
     return {
         place.name.removesuffix(INPUT_SCALE): float(_scalar(buffer, place))
         for place in artifact.weights("decode")

@@ -34,7 +34,7 @@ def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> 
 
     Args:
         model: The model, in any precision.
-        block_sizes: Block sizes by the names of weights; layers whose weights are not among them do not round.
+        block_sizes: Block sizes by the names of weights; the layers of other weights do not round.
     """
     for name, module in model.named_modules():
         size = block_sizes.get(f"{name}.weight")

@@ -52,7 +52,7 @@ class TorchSession(Session[torch.Tensor]):
         return self._model
 
     def run_default_adapter(self) -> None:
-        """Let direct calls of the model, which name no adapters, run with the session's default one."""
+        """Let direct calls of the model, which name no adapters, run with the session's default adapter."""
         if self._rows is not None:
             self._rows.ids, self._rows.default = None, self.default_adapter
 

@@ -37,7 +37,7 @@ async function request(path, body, signal) {
   try {
     message = (await answer.json()).error.message;
   } catch {
-    // the body is no error of the server, but for example a proxy's page
+    // the body is not an error of this server, but for example a proxy's page
   }
   throw new ServerError(message, answer.status);
 }

@@ -49,7 +49,7 @@ def run(made: ir.Model, feed: dict[str, np.ndarray], weights: dict[str, np.ndarr
     options = ort.SessionOptions()
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # which rounds inputs of some products
+    )  # optimizations round the inputs of some multiplications
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feed)
 
 

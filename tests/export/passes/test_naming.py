@@ -28,7 +28,7 @@ def shape(value: ir.Value | None) -> list[int | str | None]:
     return [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
 
 
-def test_inputs_have_the_shapes_given_and_sums_their_names() -> None:
+def test_shapes_use_the_given_axis_names_also_in_sums() -> None:
     found = made()
     name_axes(found, AXES)
     assert {str(value.name): shape(value) for value in found.graph.inputs} == AXES
@@ -47,7 +47,7 @@ def test_values_inside_of_loops_and_branches_are_named_too() -> None:
     assert shape(inner.outputs[0]) == ["sequence", 4]
 
 
-def test_names() -> None:
+def test_nodes_and_values_are_named_by_layer_and_operator() -> None:
     graph = model(
         [
             helper.make_node("MatMul", ["x", "w"], ["linear_17"]),
@@ -81,7 +81,7 @@ def nodes(*notes: str | None) -> list[ir.Node]:
     return [ir.Node("", "Relu", [], metadata_props={} if note is None else {SCOPES: NOTES[note]}) for note in notes]
 
 
-def test_layers() -> None:
+def test_nodes_without_a_scope_get_the_layer_of_their_neighbours() -> None:
     given = nodes(None, "head", None, "0", None, None, "0", None, "1", "12", None, "head", None)
     assert list(layers_of(given).items()) == list(
         zip(given, [None, None, None, 0, 0, 0, 0, None, 1, 12, None, None, None], strict=True)

@@ -1,4 +1,4 @@
-"""Shared key/value heads go into the batch, and attention gives what it gave."""
+"""Shared key/value heads are moved into the batch axis, and attention gives the same outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def feed() -> dict[str, np.ndarray]:
     }
 
 
-def test_what_reads_it_reads_the_same() -> None:
+def test_outputs_stay_the_same() -> None:
     before, after = made(), made()
     pair_heads(after)
     wanted = run(before, feed())
@@ -77,7 +77,7 @@ def test_heads_that_are_not_shared_are_not_touched() -> None:
 
 
 def test_numbers_of_heads_must_be_known() -> None:
-    with pytest.raises(ValueError, match="Attention with numbers of heads that are not known"):
+    with pytest.raises(ValueError, match="Attention with unknown numbers of heads"):
         pair_heads(made(heads="heads"))
     found = made()
     found.graph.inputs[1].shape = None

@@ -26,13 +26,13 @@ from tests.model.packed.floats import blocks
 OUT, WIDTH = 6, 64
 WEIGHT = torch.randn(OUT, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.05
 X = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 1, 3)[:, None]
-X[1, 2] = 0.0  # a token without anything
+X[1, 2] = 0.0  # a token of zeros
 _TYPES: dict[str, Any] = {"float32": np.float32, "float8e4m3fn": ml_dtypes.float8_e4m3fn}
 _TYPES["float4e2m1"] = ml_dtypes.float4_e2m1fn
 
 
 def quantized(quantization: Quantization, parts: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Return the graph of a product with each weight of the record, their parts filled in."""
+    """Return a graph that multiplies by each weight of the record, with the weights' parts filled in."""
     names = list(quantization.tensors)
     nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"]) for name in names]
     inputs = {"x": (FLOAT, ["batch", "sequence", WIDTH]), **{name: (FLOAT, [WIDTH, OUT]) for name in names}}
@@ -68,7 +68,7 @@ def assert_product(found: np.ndarray, inputs: torch.Tensor, weight: np.ndarray) 
     assert (np.abs(found - exact @ weight.T) <= allowed).all()
 
 
-def test_weights_that_are_rounded() -> None:
+def test_graphs_compute_with_the_rounded_weights() -> None:
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), WIDTH, granularity="tensor"))
     parts = rounded_parts(WEIGHT, quantization)
     weight = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
@@ -88,7 +88,7 @@ def test_weights_that_are_rounded() -> None:
     ("activations", "size", "high", "wide"),
     [("fp8-static", None, OUT, WIDTH), ("fp8-token", None, 1, WIDTH), ("fp8-group", 16, 4, 32)],
 )
-def test_inputs_that_are_rounded(activations: str, size: int | None, high: int, wide: int) -> None:
+def test_graphs_round_inputs_as_the_record_says(activations: str, size: int | None, high: int, wide: int) -> None:
     numbers, scales = blocks(WEIGHT, high, wide, torch.float32)
     shared = {OUT: "tensor", 1: "channel"}.get(high, "block")
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), wide, granularity=shared), activations, size, "wv")
@@ -102,7 +102,7 @@ def test_inputs_that_are_rounded(activations: str, size: int | None, high: int, 
         assert_product(run(found), inputs, weight)
     static = activations == "fp8-static"
     rounded = [node.op_type for node in found.graph.node].count("QuantizeLinear" if static else "ReduceMax")
-    assert rounded == (2 if static else 1), "products share rounded inputs where scales are not their own"
+    assert rounded == (2 if static else 1), "weights share rounded inputs unless each has an input scale"
     assert (f"w{INPUT_SCALE}" in [tensor.name for tensor in found.graph.initializer]) == static
 
 

@@ -1,4 +1,4 @@
-"""Graphs read quantized weights, and compute what they would with the numbers that those stand for."""
+"""Graphs read quantized weights, and compute what they would with the dequantized weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def product(node: str) -> ir.Model:
         ("qdq", "MatMul", ["DequantizeLinear", "MatMul"]),
     ],
 )
-def test_a_product_is_of_what_the_stored_numbers_mean(form: str, node: str, after: list[str]) -> None:
+def test_a_product_uses_the_dequantized_weight(form: str, node: str, after: list[str]) -> None:
     quantization, found = record(form), product(node)
     quantize_weights(found, quantization)
     assert operators(found) == after
@@ -64,8 +64,8 @@ def test_a_product_is_of_what_the_stored_numbers_mean(form: str, node: str, afte
 
 
 @pytest.mark.parametrize("width", [64, 48])
-def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> None:
-    """Rows whose last block is longer than what is left are cut."""
+def test_an_embedding_and_a_tied_head_share_their_bytes(width: int) -> None:
+    """With a width of 48 the last block of a row is incomplete; what fills it up is cut off."""
     quantization = record("matmulnbits", bits=4, width=width)
     gather = helper.make_node("Gather", ["w", "ids"], ["e"], axis=0)
     inputs = {"x": (FLOAT, [6, width]), "w": (FLOAT, [OUT, width]), "ids": (INT64, ["count"])}
@@ -82,7 +82,7 @@ def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> N
     np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-3)
 
 
-def test_rows_of_an_embedding_in_pieces() -> None:
+def test_an_embedding_in_two_pieces_gives_the_rows_of_both() -> None:
     tensors = {"w[0:4]": QuantizedTensor((4, WIDTH), 32, bits=8), "w[4:6]": QuantizedTensor((2, WIDTH), 32)}
     quantization = Quantization("int4", 4, "matmulnbits", "float", tensors, (), "a tool")
     gather = helper.make_node("Gather", ["w", "ids"], ["e"], axis=0)
@@ -103,7 +103,7 @@ def test_rows_of_an_embedding_in_pieces() -> None:
     assert [value.name for value in found.graph.outputs] == ["e", "y"]
 
 
-def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
+def test_a_missing_weight_or_an_unsupported_reader_is_refused() -> None:
     with pytest.raises(ValueError, match="the graph has no weight w"):
         quantize_weights(model([], {"x": (FLOAT, [1])}, {}), record("qdq"))
     with pytest.raises(
@@ -120,7 +120,7 @@ OUT, WIDTH = 6, 64
 
 
 def two_products() -> ir.Model:
-    """Two products that read the same input, a node that reads one of them, and an output that is one."""
+    """Two ``MatMul`` nodes of the same input: another node reads the first, and the second is an output."""
     nodes = [
         helper.make_node("MatMul", ["x", "v"], ["a"]),
         helper.make_node("MatMul", ["x", "w"], ["b"]),
@@ -134,7 +134,7 @@ def two_products() -> ir.Model:
 
 @pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_products_are_of_what_the_stored_numbers_mean(bits: int, form: str) -> None:
+def test_products_with_offsets_use_the_dequantized_weights(bits: int, form: str) -> None:
     tensors = {name: QuantizedTensor((OUT, WIDTH), 16, offsets=True) for name in "vw"}
     record, found = Quantization(f"int{bits}", bits, form, "float", tensors, (), "a tool"), two_products()
     quantize_weights(found, record)

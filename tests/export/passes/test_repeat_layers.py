@@ -34,7 +34,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[onnx.GraphProto]:
     return [ir.serde.serialize_model(item.model).graph for item in (whole, repeated)]
 
 
-def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repeated_graph_equals_the_traced_one_node_for_node(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, repeated = traced(monkeypatch)
     for graph in (whole, repeated):  # which layer's past tells the number of rows does not matter
         for node in graph.node:
@@ -63,7 +63,7 @@ def chain() -> ir.Model:
     return made
 
 
-def test_a_small_graph() -> None:
+def test_a_repeated_layer_reads_its_own_weights() -> None:
     model = chain()
     names = ["x", *(f"model.layers.{layer}.w" for layer in range(5))]
     whole, layers = repeat_layers(model, layers_of(model.graph), (0, 1), (0, 1, 1, 1, 1), names, ["y"])
@@ -103,17 +103,17 @@ L, S, W = "lucid", "standard", "window"
     [
         ((L,) * 6, (0, 1), (0, 1, 1, 1, 1, 1)),
         ((W, W, L) * 3, (0, 2, 1, 5), (0, 2, 1, 2, 2, 3, 2, 2, 3)),
-        ((S, S, L, S, S, S), (0, 2, 1), (0, 2, 1, 2, 2, 2)),  # what comes once is no pattern
+        ((S, S, L, S, S, S), (0, 2, 1), (0, 2, 1, 2, 2, 2)),  # a kind of one layer is not copied
     ],
 )
-def test_layers_of_each_sort(kinds: tuple[str, ...], origins: tuple[int, ...], sources: tuple[int, ...]) -> None:
+def test_an_excerpt_of_mixed_layers(kinds: tuple[str, ...], origins: tuple[int, ...], sources: tuple[int, ...]) -> None:
     found = planned(kinds)
     assert (found.origins, found.sources) == (origins, sources)
     assert found.config.kinds == tuple(kinds[index] for index in origins)
     assert all(kinds[index] == found.config.kinds[source] for index, source in enumerate(sources))
 
 
-def test_layers_that_rotate_otherwise_are_of_another_sort() -> None:
+def test_layers_with_other_rotary_settings_are_of_another_kind() -> None:
     found = planned((L,) * 8, rope_layers=(True, True, True, False) * 2)
     assert (found.origins, found.config.rope_layers) == ((0, 3, 1, 7), (True, False, True, False))
     assert found.sources == (0, 2, 2, 1, 2, 2, 2, 3)

@@ -31,7 +31,7 @@ def made() -> ir.Model:
         (OPSET, ["Shape", "Constant", "Unsqueeze", "Expand", "ScatterElements"]),
     ],
 )
-def test_it_writes_the_rows_that_pytorchs_operator_writes(opset: int, wanted: list[str]) -> None:
+def test_rows_are_written_as_by_pytorchs_operator(opset: int, wanted: list[str]) -> None:
     found = made()
     write_rows(found, opset)
     assert operators(found) == wanted

@@ -1,4 +1,4 @@
-"""Weights are stored as their product reads them, and the graph computes what it did."""
+"""Weights are stored in the layout that ``MatMul`` reads, and the graph computes the same."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def made(*more: object, **outputs: object) -> ir.Model:
     return found
 
 
-def test_a_weight_that_is_only_transposed_is_stored_so() -> None:
+def test_a_weight_that_is_only_read_transposed_is_stored_transposed() -> None:
     found = made()
     assert store_transposed(found, {"w"}) == {"w"}
     assert operators(found) == ["MatMul"]
     np.testing.assert_allclose(run(found, {"x": X}, {"w": W.T.copy()})[0], X @ W.T, rtol=1e-5)
 
 
-def test_a_weight_that_is_read_as_it_is_too_keeps_its_layout() -> None:
-    """A tied embedding: its product becomes one that transposes while it multiplies, on rows."""
+def test_a_weight_that_is_also_read_untransposed_keeps_its_layout() -> None:
+    """A tied embedding: the head's ``MatMul`` becomes a ``Gemm`` that transposes."""
     gather = helper.make_node("Gather", ["w", "ids"], ["e"])
     found = model([*TRANSPOSED, gather], {**INPUTS, "ids": (INT64, [2])}, {"y": (FLOAT, None), "e": (FLOAT, None)})
     weight_of(found.graph, "w")
@@ -44,7 +44,7 @@ def test_a_weight_that_is_read_as_it_is_too_keeps_its_layout() -> None:
     assert [value.name for value in found.graph.outputs] == ["y", "e"]
 
 
-def test_a_cast_between_stays_and_takes_the_other_shape() -> None:
+def test_a_cast_before_the_transpose_stays_with_the_transposed_shape() -> None:
     """The head of a half-precision model."""
     nodes = [
         helper.make_node("Cast", ["w"], ["c"], to=FLOAT),

@@ -1,4 +1,4 @@
-"""Equalization: the same model in other numbers, nearer to the original once they are rounded; places cancel."""
+"""Equalization: scales that cancel give the same model, which is nearer to the original once it is rounded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LUCID checkpoint with grouped heads, in other numbers: columns multiplied, what gives their inputs divided."""
+    """A LUCID checkpoint with grouped heads: columns are multiplied, and the layers before are divided."""
     path = write_checkpoint(tmp_path_factory.mktemp("uneven") / "c")
     file = path / "model.safetensors"
     tensors, draw = load_file(file), torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_logits_are_nearer_after_rounding(uneven: Path) -> None:
+def test_equalized_weights_lose_less_by_rounding(uneven: Path) -> None:
     source, exact = Checkpoint(uneven), logits_of(load_model(uneven))
     plan = plan_quantization(source.stored_shapes(), source.tied, QuantizeOptions("int4", keep_float=("lm_head",)))
     changed = with_scales(source, equalizing_scales(source, plan, "float32"))
@@ -73,8 +73,8 @@ def logits_of_weights(source: Checkpoint, rounded: Quantization | None = None) -
     return logits_of(model)
 
 
-def test_it_does_not_matter_how_a_checkpoint_shares_the_size_of_a_channel(uneven: Path, tmp_path: Path) -> None:
-    """The same weights are rounded, but for a factor, whatever was in the norms and the products before."""
+def test_it_does_not_matter_how_a_channels_size_is_split_between_weights(uneven: Path, tmp_path: Path) -> None:
+    """The same weights are rounded, but for a factor, whatever the norms and layers before hold."""
     found = []
     for source in (Checkpoint(uneven), Checkpoint(write_checkpoint(tmp_path / "c"))):
         plan = plan_quantization(source.stored_shapes(), source.tied, QuantizeOptions("int4"))
@@ -82,11 +82,11 @@ def test_it_does_not_matter_how_a_checkpoint_shares_the_size_of_a_channel(uneven
         found.append({name: changed.tensor(name) / changed.tensor(name).norm() for name in plan.tensors})
     for name, weight in found[0].items():
         if name.endswith(("gate_proj.weight", "up_proj.weight")):
-            continue  # up's rows were changed too, and so was its share in what both columns have in common
+            continue  # up's rows were changed too, and with them the scales that gate and up share
         torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=1e-6)
 
 
-def test_every_input_of_a_layer_has_a_place_and_keys_keep_their_size(uneven: Path) -> None:
+def test_every_input_is_scaled_and_keys_keep_their_size(uneven: Path) -> None:
     source = Checkpoint(uneven)
     scales = equalizing_scales(
         source, plan_quantization(source.stored_shapes(), False, QuantizeOptions("int4")), "float32"
@@ -97,13 +97,13 @@ def test_every_input_of_a_layer_has_a_place_and_keys_keep_their_size(uneven: Pat
     assert not any("k_proj" in name for name in scales if name.endswith(OUTPUTS))
 
 
-def test_weights_that_stay_are_not_scaled(uneven: Path) -> None:
+def test_weights_kept_in_float_are_not_scaled(uneven: Path) -> None:
     source, options = Checkpoint(uneven), QuantizeOptions("int4", keep_float=("layers.*.up_proj", "layers.*.v_proj"))
     names = equalizing_scales(source, plan_quantization(source.stored_shapes(), False, options), "float32")
     assert not any(kind in name for name in names for kind in ("up_proj", "down_proj", "v_proj", "o_proj"))
 
 
-def test_layers_of_the_delta_rule_have_places(tmp_path: Path) -> None:
+def test_equalized_delta_rule_layers_give_the_same_logits(tmp_path: Path) -> None:
     source = Checkpoint(write_hybrid(tmp_path / "c"))
     plan = plan_quantization(source.stored_shapes(), source.tied, QuantizeOptions("int4"))
     changed = with_scales(source, equalizing_scales(source, plan, "float32"))
@@ -115,7 +115,7 @@ def test_layers_of_the_delta_rule_have_places(tmp_path: Path) -> None:
 
 
 def test_an_equalized_artifact_is_verified(uneven: Path, tmp_path: Path) -> None:
-    """It is what is made where no method is named: with offsets, and a head of 8 bits."""
+    """The default where no method is named: weights with offsets, and a head of 8 bits."""
     artifact = ld.export(uneven, tmp_path / "artifact", cache="growing", quantize=QuantizeOptions("int4"))
     record = artifact.manifest.quantization
     assert record.method.name == "hqq" and record.method.settings == {"equalization": 0.7}

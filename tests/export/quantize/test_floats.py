@@ -18,11 +18,11 @@ VALUES = {8: np.unique(E4M3[np.isfinite(E4M3)]), 4: np.unique(E2M1)}
 
 
 def distance(quotients: np.ndarray, bits: int) -> np.ndarray:
-    """Return how far the nearest number is."""
+    """Return the distance to the nearest number of the format."""
     return np.abs(quotients[..., None] - VALUES[bits]).min(axis=-1)
 
 
-def test_fp8_is_the_nearest_and_its_scale_the_largest_over_448() -> None:
+def test_fp8_rounds_to_the_nearest_with_the_largest_over_448_as_scale() -> None:
     codes, scale = round_to_fp8(WEIGHT)
     assert scale == np.float32(WEIGHT.abs().max().item()) / np.float32(448)
     quotients = (WEIGHT / torch.from_numpy(scale)).numpy()
@@ -30,7 +30,7 @@ def test_fp8_is_the_nearest_and_its_scale_the_largest_over_448() -> None:
     assert np.abs(E4M3[codes]).max() == 448
 
 
-def test_nvfp4_is_the_nearest_and_its_scales_too() -> None:
+def test_nvfp4_rounds_values_and_scales_to_the_nearest() -> None:
     codes, scales, whole = round_to_nvfp4(WEIGHT)
     assert whole == np.float32(WEIGHT.abs().max().item()) / np.float32(448 * 6)
     largest = WEIGHT.unflatten(1, (-1, 16)).abs().amax(-1).numpy() / (6 * whole)
@@ -46,7 +46,7 @@ def test_nvfp4_is_the_nearest_and_its_scales_too() -> None:
     ("value", "wanted"),
     [(0.25, 0), (0.75, 1), (1.25, 1), (1.75, 2), (2.5, 2), (3.5, 4), (5.0, 4), (-5.0, -4), (5.01, 6)],
 )
-def test_half_way_is_even(value: float, wanted: float) -> None:
+def test_ties_go_to_the_even_code(value: float, wanted: float) -> None:
     """A block whose largest element is 6, so that all scales are 1."""
     weight = torch.full((1, 16), value)
     weight[0, 0] = 6.0
@@ -54,7 +54,7 @@ def test_half_way_is_even(value: float, wanted: float) -> None:
     assert E4M3[scales] * whole == 448 and E2M1[codes][0, 1] == wanted
 
 
-def test_zeros() -> None:
+def test_weights_of_zeros_get_a_positive_scale() -> None:
     codes, scale = round_to_fp8(torch.zeros(2, 16))
     assert not codes.any() and scale > 0
     codes, scales, whole = round_to_nvfp4(torch.zeros(2, 16))
@@ -68,7 +68,7 @@ def record(scheme: str, tensor: QuantizedTensor, activations: str = "float") -> 
     return Quantization(scheme, {"fp8": 8, "nvfp4": 4}[scheme], "qdq", activations, {"w": tensor}, (), "a tool")
 
 
-def test_rounded() -> None:
+def test_rounded_parts_dequantize_to_the_rounded_weight() -> None:
     quantization = record("fp8", QuantizedTensor((24, 48), 48, granularity="tensor"))
     parts = rounded_parts(MATRIX, quantization)
     codes, scale = round_to_fp8(MATRIX)
@@ -94,7 +94,7 @@ def test_rounded() -> None:
         (24, 16, QuantizedTensor((24, 48), 16)),
     ],
 )
-def test_taken_over(high: int, wide: int, tensor: QuantizedTensor) -> None:
+def test_parts_taken_over_dequantize_to_the_checkpoints_weight(high: int, wide: int, tensor: QuantizedTensor) -> None:
     numbers, scales = blocks(MATRIX, high, wide, torch.float32)
     weight = FloatWeight(numbers.view(torch.uint8), scales, (high, wide), torch.tensor(0.5))
     quantization = record("fp8", tensor, "fp8-static")
@@ -109,7 +109,7 @@ def test_taken_over(high: int, wide: int, tensor: QuantizedTensor) -> None:
     [(24, 48, QuantizedTensor((24, 48), 48, granularity="tensor")), (7, 32, QuantizedTensor((24, 48), 16))],
 )
 def test_scales_of_zero_become_positive(high: int, wide: int, tensor: QuantizedTensor) -> None:
-    """As TensorRT takes them; the weight is the same."""
+    """TensorRT accepts only positive scales; the weight is the same."""
     numbers, scales = blocks(MATRIX, high, wide, torch.float32)
     scales[0, -1] = 0
     quantization = record("fp8", tensor)

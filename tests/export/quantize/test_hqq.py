@@ -1,4 +1,4 @@
-"""HQQ's numbers: the published steps as plain loops, artifacts that compute them, and what is refused."""
+"""HQQ: its weights against the published steps as plain loops, artifacts with them, and what is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHT = torch.randn(24, 128, generator=torch.Generator().manual_seed(0)) * 0.05
 
 
 def dense(weight: torch.Tensor, bits: int, dtype: str = "float32") -> np.ndarray:
-    """Return what the stored parts mean."""
+    """Return the weight that the stored parts dequantize to."""
     record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": TENSOR}, (), "a tool")
     packed, scales, offsets = hqq_matrix(weight, TENSOR, bits, dtype)
     assert record.parts("w") == (".packed", ".scales", ".offsets")
@@ -42,8 +42,8 @@ class Published:
     """What the steps of the description give.
 
     Attributes:
-        values: Of the quantized blocks, ``(blocks, 32)``.
-        places: Of each step, what is rounded to whole numbers, ``(steps, blocks, 32)``.
+        values: Dequantized values of the blocks, ``(blocks, 32)``.
+        places: The numbers that each step rounds to whole ones, ``(steps, blocks, 32)``.
         shrunk: Whether any error was larger than what counts as an outlier.
     """
 
@@ -53,7 +53,7 @@ class Published:
 
 
 def published(weight: np.ndarray, bits: int, kind: type = np.float64) -> Published:
-    """Take the steps in a type: s and z of a block's range, then z by shrunk errors, up to 20 times."""
+    """Compute the steps in a type: s and z from a block's range, then z from shrunk errors, up to 20 times."""
     blocks, top = weight.astype(kind).reshape(-1, 32), 2**bits - 1
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     s, best, places, shrunk = top / (high - low), np.inf, [], False
@@ -75,11 +75,11 @@ def published(weight: np.ndarray, bits: int, kind: type = np.float64) -> Publish
 
 
 def rounds_alike(exact: Published, plain: Published) -> np.ndarray:
-    """Return the blocks, ``(blocks,)``, in which no number lies so near to half way that rounding decides it.
+    """Return the blocks, ``(blocks,)``, in which no number lies so near to a tie that float32's error decides it.
 
-    How near that is, is what float32 itself is off, where it has taken every number to the same side as float64.
+    Too near is less than FACTOR times float32's largest error in blocks where it rounds all numbers as float64 does.
     """
-    assert exact.places.shape == plain.places.shape, "where the search ends hangs on rounding: take another weight"
+    assert exact.places.shape == plain.places.shape, "rounding changes the number of steps: choose another weight"
     same = (np.rint(exact.places) == np.rint(plain.places)).all(axis=(0, 2))
     rounding = np.abs(exact.places - plain.places)[:, same].max()
     margin = np.abs(exact.places - np.floor(exact.places) - 0.5).min(axis=(0, 2))
@@ -90,8 +90,8 @@ def rounds_alike(exact: Published, plain: Published) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [1, 1000], ids=["no outliers", "outliers"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_they_are_the_published_ones(bits: int, size: int) -> None:
-    """As exactly as plain float32 takes the steps; errors of large weights are shrunk, those of small ones to zero."""
+def test_weights_are_those_of_the_published_steps(bits: int, size: int) -> None:
+    """As exact as the steps in plain float32; errors of large weights are shrunk, those of small ones to zero."""
     weight = WEIGHT * size
     exact, plain = (published(weight.numpy(), bits, kind) for kind in (np.float64, np.float32))
     assert exact.shrunk == (size > 1)
@@ -101,8 +101,8 @@ def test_they_are_the_published_ones(bits: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_awkward_blocks(dtype: str) -> None:
-    """Of zeros, of equal elements, far from zero, and so small that the package leaves them as zeros."""
+def test_blocks_with_awkward_values_stay_within_rounding(dtype: str) -> None:
+    """Blocks of zeros, of equal elements, far from zero, and so small that the package makes them zeros."""
     parts = (torch.zeros(24, 32), torch.full((24, 32), 0.25), torch.linspace(5, 6, 32).expand(24, 32))
     weight = torch.cat([*parts, WEIGHT[:, :32] * 1e-4], dim=1)
     found, exact = dense(weight, 4, dtype), weight.double().numpy()
@@ -119,7 +119,7 @@ def test_awkward_blocks(dtype: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("value", [0.0, 0.01, -3.1, 1e-37])
 def test_blocks_of_one_value_are_their_offset(value: float, bits: int, dtype: str) -> None:
-    """No large numbers that an offset takes back: rounded inputs of the one product would not cancel the other's."""
+    """No large terms have to cancel, since a runtime may round the inputs of only one of the two multiplications."""
     weight = torch.cat([torch.full((24, 32), value), WEIGHT[:, :96]], dim=1)
     weight[3, :32] = torch.linspace(0, 1e-38, 32)  # narrower than a scale can be
     packed, scales, offsets = hqq_matrix(weight, TENSOR, bits, dtype)
@@ -133,8 +133,8 @@ def test_blocks_of_one_value_are_their_offset(value: float, bits: int, dtype: st
     assert (np.abs(alone[:, :32]) <= half * abs(value)).all(), "what the offset's own rounding leaves"
 
 
-def test_an_artifact_of_such_numbers(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
-    """It is what `verify` computes, its weights are checked, and another checkpoint's are found."""
+def test_an_hqq_artifact_is_verified_against_its_checkpoint(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
+    """`verify` passes, also its comparison of weights, which finds the weights of another checkpoint."""
     checkpoint, artifact = quantized("int4", block_size=16, method="hqq", changes=BIASED)
     record = artifact.manifest.quantization
     assert record is not None and record.method.name == "hqq" and record.tool.startswith("lucid-deploy")
@@ -153,7 +153,7 @@ def test_an_artifact_of_such_numbers(quantized: Callable[..., tuple[Path, Artifa
         compare_weights(artifact, Changed(checkpoint))
 
 
-def test_rows_that_no_block_divides() -> None:
+def test_rows_that_no_block_divides_are_refused() -> None:
     with pytest.raises(LucidError, match=r"rows of 40 .* --method hqq needs a multiple of 16.*--keep-float"):
         plan_quantization({"model.layers.0.mlp.up_proj.weight": (8, 40)}, False, QuantizeOptions("int4", method="hqq"))
     plan = plan_quantization(

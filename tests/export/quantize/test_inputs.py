@@ -1,4 +1,4 @@
-"""Layers one by one: which products read the same, and that together they make the model."""
+"""Layers run one by one: which linear layers share an input, and that all layers in turn give the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_deploy.export.quantize.equalize import first_stream, load_layer, run_
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 
 
-def test_products_of_a_layer_and_their_inputs(make_checkpoint: Any) -> None:
+def test_linear_layers_are_grouped_by_the_input_they_share(make_checkpoint: Any) -> None:
     checkpoint = Checkpoint(make_checkpoint())
     stream = first_stream(checkpoint, torch.arange(24).reshape(2, 12))
     layer = load_layer(checkpoint, 0)
@@ -30,7 +30,7 @@ def test_products_of_a_layer_and_their_inputs(make_checkpoint: Any) -> None:
         ]
 
 
-def test_the_layers_make_the_model(make_checkpoint: Any) -> None:
+def test_layers_run_one_by_one_give_the_models_logits(make_checkpoint: Any) -> None:
     checkpoint = Checkpoint(make_checkpoint())
     ids = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(0))
     model = load_model(checkpoint)

@@ -77,8 +77,8 @@ def test_predictions_are_nearer_than_without_text(tmp_path: Path) -> None:
     assert lost[1] < 0.8 * lost[0]
 
 
-def test_the_numbers_stay_those_without_text(source: Path) -> None:
-    """Scales and offsets alone are learned, and are numbers of the type that they are stored in."""
+def test_integers_stay_those_of_hqq(source: Path) -> None:
+    """Only scales and offsets are learned, and their values are exact in the type that they are stored in."""
     checkpoint = Checkpoint(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="distill"))
     rows = calibration_rows(checkpoint, source / "ids.txt", 1024)
@@ -92,8 +92,8 @@ def test_the_numbers_stay_those_without_text(source: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "width"), [(4, 64), (8, 40)])
-def test_gradients_of_a_rounded_weight(bits: int, width: int) -> None:
-    """Those of scales and offsets, by finite differences; rows that blocks do not divide are cut."""
+def test_gradients_of_scales_and_offsets_are_right(bits: int, width: int) -> None:
+    """Checked by finite differences; rows that blocks do not divide are cut."""
     draw = np.random.default_rng(0)
     tensor = QuantizedTensor((3, width), 32, offsets=bits == 4, bits=bits)
     packed = draw.integers(0, 256, (3, tensor.blocks, 32 * bits // 8), dtype=np.uint8)
@@ -157,7 +157,7 @@ def test_the_check_finds_another_checkpoint_and_other_records(source: Path, lear
         compare_weights(Artifact(learned.directory, replace(learned.manifest, quantization=changed)), original)
 
 
-def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
+def test_verify_passes_for_a_distilled_artifact(learned: Artifact, source: Path) -> None:
     result = CliRunner().invoke(
         main, ["verify", str(learned.directory), "--checkpoint", str(source / "checkpoint"), "--quick"]
     )
@@ -197,8 +197,8 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
         METHOD.learn(checkpoint, plan, rows, "float32", None)
 
 
-def test_layers_of_other_kinds(tmp_path: Path) -> None:
-    """A hybrid of the delta rule and LUCID: every product is seen."""
+def test_delta_rule_layers_are_learned_too(tmp_path: Path) -> None:
+    """A hybrid of the delta rule and LUCID: every linear layer is learned."""
     checkpoint = Checkpoint(write_hybrid(tmp_path / "c"))
     write_number_words(checkpoint.directory, 61)
     write_numbers(tmp_path / "ids.txt", np.random.default_rng(0).integers(0, 61, (1, 1024)))
@@ -210,7 +210,7 @@ def test_layers_of_other_kinds(tmp_path: Path) -> None:
     )
 
 
-def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
+def test_weights_of_zeros_have_the_distance_0(source: Path, learned: Artifact) -> None:
     """As of an adapter that was never trained: their distance is 0, and the manifest can be read again."""
     name = "model.layers.1.mlp.up_proj.weight"
 

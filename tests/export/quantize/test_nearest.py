@@ -1,4 +1,4 @@
-"""The nearest whole numbers, with scales that TensorRT takes where they are for it."""
+"""Rounding to the nearest integers, with positive scales where TensorRT needs them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lucid_deploy.export.quantize.nearest import pack_numbers, quantize_matrix
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_int8_scales_that_tensorrt_takes(dtype: str) -> None:
-    """Positive, also of zeros and of the smallest numbers; the largest number of a block is exact."""
+def test_int8_scales_for_tensorrt_are_positive(dtype: str) -> None:
+    """Also those of zeros and of the smallest numbers; the largest number of a block is exact."""
     tensor, least = QuantizedTensor((3, 40), 16), LEAST_SCALE[dtype]
     weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     weight[0, :16], weight[1, 16:32] = 0, weight[1, 16:32] * 1e-30
@@ -28,7 +28,7 @@ def test_int8_scales_that_tensorrt_takes(dtype: str) -> None:
 
 @pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_numbers_come_back(bits: int, form: str) -> None:
+def test_packed_numbers_are_unpacked_unchanged(bits: int, form: str) -> None:
     tensor, half = QuantizedTensor((5, 48), 32 if form == "matmulnbits" else 16), 1 << (bits - 1)
     numbers = np.random.default_rng(0).integers(-half, half, tensor.shape).astype(np.int8)
     packed = pack_numbers(numbers, tensor, bits)

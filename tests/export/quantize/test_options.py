@@ -1,4 +1,4 @@
-"""Options of quantization that mean nothing beside others are refused by name."""
+"""Options of quantization that do not apply with others are refused by name."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lucid_deploy.export.quantize.options import QuantizeOptions, check_options
         (QuantizeOptions("fp8", head_bits=8), "leave out --head-bits"),
     ],
 )
-def test_options_of_whole_numbers_beside_floats(options: QuantizeOptions, message: str) -> None:
+def test_options_for_integers_are_refused_for_floats(options: QuantizeOptions, message: str) -> None:
     with pytest.raises(LucidError, match=message):
         check_options(options, "float16")
 
 
 @pytest.mark.parametrize("scheme", ["int4", "stored"])
-def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
+def test_calibration_tokens_are_refused_where_nothing_learns(scheme: str) -> None:
     with pytest.raises(LucidError, match=r"eave out --calibration-tokens") as caught:
         check_options(QuantizeOptions(scheme, calibration_tokens=100), "float32")
     assert "\n" not in str(caught.value)
@@ -46,5 +46,5 @@ def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
         (QuantizeOptions("int4", method="rtn"), "rtn", False),
     ],
 )
-def test_what_is_done_where_no_method_is_named(options: QuantizeOptions, method: str, equalized: bool) -> None:
+def test_the_default_method_and_whether_it_equalizes(options: QuantizeOptions, method: str, equalized: bool) -> None:
     assert (options.chosen_method.name, options.equalizes) == (method, equalized)

@@ -1,4 +1,4 @@
-"""Quantized weights are the checkpoint's to within half a step, in files and graphs that both formats promise."""
+"""Quantized weights are the checkpoint's to within half a step, in the files and graphs of both formats."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_options_without_quantize_are_refused(make_checkpoint: Any, tmp_path: Pa
     assert isinstance(result.exception, LucidError) and "Add --quantize" in str(result.exception)
 
 
-def test_rows_that_nothing_divides() -> None:
+def test_rows_that_no_block_divides_are_refused_in_qdq() -> None:
     shapes = {"model.layers.0.mlp.down_proj.weight": (64, 100)}
     with pytest.raises(LucidError, match=r"down_proj has rows of 100 .*--keep-float"):
         plan_quantization(shapes, False, QuantizeOptions("int8", "qdq"))
@@ -179,7 +179,7 @@ def test_only_frequent_tokens_of_a_large_tied_head_have_8_bits() -> None:
     assert record.block_sizes(tied=True)["lm_head.weight"] == 32, "inputs are rounded alike for both"
     whole = plan_quantization(shapes, True, QuantizeOptions("int4", head_bits=8))
     assert whole.pieces("model.embed_tokens.weight") == ["model.embed_tokens.weight"]
-    with pytest.raises(LucidError, match="frequent_rows divides a quantized embedding"):
+    with pytest.raises(LucidError, match="frequent_rows needs an embedding that is quantized"):
         plan_quantization({"a.weight": (32, 32)}, False, QuantizeOptions("int4", frequent_rows=9))
 
 
@@ -198,7 +198,7 @@ def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_pat
         open_artifact(directory)
 
 
-def test_a_plan_of_floats() -> None:
+def test_plans_for_fp8_and_nvfp4() -> None:
     shapes = {"model.embed_tokens.weight": (97, 48), "a.weight": (24, 48), "lm_head.weight": (97, 48)}
     plan = plan_quantization(shapes, False, QuantizeOptions("fp8"))
     assert (plan.format, plan.activations, plan.sharing) == ("qdq", "float", "one scale a weight")

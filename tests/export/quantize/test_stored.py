@@ -41,7 +41,7 @@ from tests.model.packed.packing import change_settings, change_tensors, write_pa
         ("packed8", "qdq", "float16", False),
     ],
 )
-def test_what_is_written_is_what_the_formula_gives(
+def test_written_weights_are_what_the_layouts_formula_gives(
     kind: str, form: str, dtype: str, zeros: bool, tmp_path: Path
 ) -> None:
     """Without graphs; odd numbers of blocks (of 16: 112 and 144 inputs have 7 and 9) pad their zero points."""
@@ -111,21 +111,21 @@ def test_an_artifact_in_fp8_rounds_its_inputs(tmp_path: Path) -> None:
     logits, wanted = (session.prefill(ids, session.empty_cache(1)) for session in (found, rounded))
     exact = load_artifact_model(artifact, dtype="float64")(torch.from_numpy(ids))[0][:, -1:].float().numpy()
     off, rounding = (np.linalg.norm(other - wanted) for other in (logits, exact))
-    assert off < 0.01 * rounding, "a number may fall on the other side of a middle; all of them lie within the rounding"
+    assert off < 0.01 * rounding, "a number near a tie may round to the other side; the error stays below rounding's"
     checked = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--quick", "--json", str(tmp_path / "v.json")])
     assert checked.exit_code == 0, checked.output
     assert "7 are the checkpoint's numbers exactly" in (tmp_path / "v.json").read_text()
 
 
 def test_negative_scales_are_refused_by_name(tmp_path: Path) -> None:
-    """TensorRT takes none; said before anything is exported."""
+    """TensorRT accepts none; the refusal comes before anything is exported."""
     write_floats(tmp_path / "c", "token")
     change_tensors(tmp_path / "c", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_scale"][3].neg_())
     with pytest.raises(LucidError, match=r"layers\.0\.mlp\.up_proj has negative scales, which TensorRT does not take"):
         plan_stored(Checkpoint(tmp_path / "c"), QuantizeOptions("stored", "qdq"), "float32")
 
 
-def test_an_artifact_with_zero_points(tmp_path: Path) -> None:
+def test_an_artifact_with_zero_points_has_the_checkpoints_weights(tmp_path: Path) -> None:
     """Through graphs, the reference and onnxruntime: PyTorch's weights are equal, and verify passes."""
     meant = write_packed(tmp_path / "c", "awq")
     told = CliRunner().invoke(main, ["export", str(tmp_path / "c"), "-o", str(tmp_path / "a")])
@@ -164,7 +164,7 @@ def test_an_artifact_with_zero_points(tmp_path: Path) -> None:
         (None, ExportOptions(quantize=QuantizeOptions("stored")), "not quantized, so there are no numbers"),
     ],
 )
-def test_requests_that_are_refused(kind: str | None, options: Any, message: str, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_refused(kind: str | None, options: Any, message: str, tmp_path: Path) -> None:
     if kind is None:
         write_checkpoint(tmp_path / "c", num_hidden_layers=1)
     else:
@@ -216,7 +216,7 @@ def test_groups_that_do_not_divide_a_row_become_smaller_blocks(
         assert np.array_equal(codes * wide, source.tensor(name).double().numpy())
 
 
-def test_damaged_scales(tmp_path: Path) -> None:
+def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     write_packed(tmp_path / "c", "gptq")
 
     def spoil(tensors: dict[str, torch.Tensor]) -> None:

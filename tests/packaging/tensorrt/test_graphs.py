@@ -1,4 +1,4 @@
-"""Both forms of a stage's graph: what is in them, and that the one with bodies computes what the artifact does."""
+"""Both graphs of a stage: what is in them, and that the one with bodies computes what the artifact does."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def run(preloaded: Path) -> Run:
 
 @pytest.fixture
 def polygraphy(run: Run, preloaded: Path) -> Callable[..., str]:
-    """Return a function that runs Polygraphy's own command line, and gives what it says."""
+    """Return a function that runs Polygraphy's own command line, and returns its output."""
 
     def call(folder: Path, *words: str) -> str:
         program = "import sys; from polygraphy.tools import main; sys.exit(main())"
@@ -50,7 +50,7 @@ def polygraphy(run: Run, preloaded: Path) -> Callable[..., str]:
     return call
 
 
-def test_what_is_there(package: Path, exported: Exported) -> None:
+def test_a_package_has_all_files_and_facts(package: Path, exported: Exported) -> None:
     names = {path.name for path in package.iterdir()}
     recorded = {
         f"{case}_{kind}.json" for case in ("prefill", "prefill_past", "decode") for kind in ("inputs", "outputs")
@@ -86,7 +86,7 @@ def readme_commands(package: Path) -> list[list[str]]:
 def test_commands_of_the_readme_pass(
     demo: Callable[..., Artifact], plugin: Path, polygraphy: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Those of Polygraphy that need no TensorRT, as they stand, on a trained model: its numbers are not all small."""
+    """Polygraphy's commands that need no TensorRT, unchanged, on a trained model, whose numbers are not all small."""
     folder = package_tensorrt(demo(logits="last"), tmp_path / "package", TensorRtOptions(plugin=plugin, max_batch=2))
     given = [words[1:] for words in readme_commands(folder) if words[0] == "polygraphy" and "reduce" not in words]
     assert [words[0] for words in given] == ["inspect", "surgeon", "run", "run", "data"]
@@ -95,7 +95,7 @@ def test_commands_of_the_readme_pass(
 
 
 def test_polygraphy_finds_a_wrong_graph(package: Path, run: Run, tmp_path: Path) -> None:
-    """The solve left out in one layer: Y is V."""
+    """One layer leaves out the solve: Y is V."""
     copy = shutil.copytree(package, tmp_path / "copy")
     model = onnx.load(str(copy / "prefill.functions.onnx"), load_external_data=False)
     node = [node for node in model.graph.node if node.op_type == "Precondition"][1]
@@ -118,7 +118,7 @@ runpy.run_path(script, run_name="__main__")
 
 
 @pytest.mark.tensorrt
-def test_tensorrt_alone_builds_both(package: Path, run: Run, tmp_path: Path) -> None:
+def test_tensorrt_rtx_alone_builds_both_engines(package: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
     result = run(package, sys.executable, "-c", ALONE, "build_tensorrt_rtx.py", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -129,7 +129,7 @@ def test_tensorrt_alone_builds_both(package: Path, run: Run, tmp_path: Path) -> 
 
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, run: Run, tmp_path: Path) -> None:
+def test_polygraphy_builds_both_engines(dtype: str, exported: Exported, plugin: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
     options = TensorRtOptions(plugin=plugin, **LIMITS)
     folder = package_tensorrt(exported(dtype)[1], tmp_path / "package", options)
@@ -143,7 +143,7 @@ def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, ru
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"cache": "static"}, {}, "static cache.*the same memory.*Export without --cache"),
+        ({"cache": "static"}, {}, "static cache.*share memory.*Export without --cache"),
         ({"inline": True}, {}, "were inlined. Export without --cache and --inline"),
         ({"dtype": "float16", "cache_dtype": "fp8"}, {}, "cache in fp8, which the arrays .* --cache-dtype auto"),
         ({}, {"max_context": 4096}, "--max-context 4096 is more than the model was made for"),
@@ -151,7 +151,7 @@ def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, ru
     ],
     ids=str,
 )
-def test_what_does_not_fit(
+def test_artifacts_and_options_that_do_not_fit_are_refused(
     changes: dict[str, Any], options: dict[str, Any], message: str, exported: Exported, tmp_path: Path
 ) -> None:
     with pytest.raises(LucidError, match=message) as raised:
@@ -159,7 +159,7 @@ def test_what_does_not_fit(
     assert "\n" not in str(raised.value) and not any(tmp_path.iterdir())
 
 
-def test_what_is_there_is_replaced_on_demand(
+def test_an_existing_package_is_replaced_only_on_demand(
     exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, artifact = exported()

@@ -1,4 +1,4 @@
-"""Recorded inputs are hard for the solve, golden outputs are float64's, and tolerances tell wrong from rounded."""
+"""Recorded inputs have similar keys, golden outputs come from float64, and tolerances tell wrong from rounded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recorded(exported: Exported) -> dict[str, Recorded]:
     return record(exported()[1], Limits(2, 64, 16))
 
 
-def test_the_cases(recorded: dict[str, Recorded]) -> None:
+def test_the_cases_have_padding_and_similar_keys(recorded: dict[str, Recorded]) -> None:
     assert list(recorded) == list(CASES)
     shapes = {
         case: (each.inputs["input_ids"].shape, each.inputs["attention_mask"].shape) for case, each in recorded.items()
@@ -39,7 +39,7 @@ def test_the_cases(recorded: dict[str, Recorded]) -> None:
     assert float((unit @ unit.T).mean()) > 0.5, "keys resemble each other"
 
 
-def test_one_call_takes_what_the_one_before_gave(recorded: dict[str, Recorded]) -> None:
+def test_each_call_continues_from_the_cache_of_the_one_before(recorded: dict[str, Recorded]) -> None:
     for before, after in (("prefill", "prefill_past"), ("prefill_past", "decode")):
         for name, value in recorded[before].outputs.items():
             if name.startswith("present."):
@@ -58,11 +58,11 @@ def test_the_artifact_is_within_the_tolerances_and_a_wrong_one_is_not(dtype: str
             assert result.dtype == golden.dtype
             assert np.abs(result.astype(np.float64) - golden.astype(np.float64)).max() <= each.tolerances[name], name
         values = each.outputs["present.1.value"]
-        without_solve = values.roll(1, 2) - values  # of the size of the values, as a result without the solve is
+        without_solve = values.roll(1, 2) - values  # an error as large as that of leaving out the solve
         assert float(without_solve.double().abs().max()) > 20 * each.tolerances["present.1.value"]
 
 
-def test_small_limits(exported: Exported) -> None:
+def test_limits_too_small_for_the_cases_are_refused(exported: Exported) -> None:
     artifact = exported()[1]
     recorded = record(artifact, Limits(1, 3, 1))
     assert [tuple(each.inputs["attention_mask"].shape) for each in recorded.values()] == [(1, 1), (1, 2), (1, 3)]

@@ -1,4 +1,4 @@
-"""The scripts: what they say to trtexec and to Polygraphy, read by stand-ins that print their words."""
+"""The arguments that the scripts pass to trtexec and Polygraphy, which stand-ins print."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def told(text: str, tmp_path: Path, *words: str, **environment: str) -> list[lis
     return [part.splitlines() for part in run.stdout.split("--end--\n") if part]
 
 
-def test_trtexec(tmp_path: Path) -> None:
+def test_trtexec_gets_shapes_and_the_plugin(tmp_path: Path) -> None:
     prefill, decode = told(trtexec_script(PROFILES, "lib.so", False), tmp_path, "--verbose")
     assert decode == [word.replace("prefill", "decode") for word in prefill]
     assert prefill == [
@@ -49,7 +49,7 @@ def test_trtexec(tmp_path: Path) -> None:
     ]
 
 
-def test_polygraphy(tmp_path: Path) -> None:
+def test_polygraphy_gets_shapes(tmp_path: Path) -> None:
     [prefill, decode] = told(polygraphy_script(PROFILES), tmp_path)
     assert decode == [word.replace("prefill", "decode") for word in prefill]
     assert prefill[:6] == ["run_polygraphy.py", "convert", "prefill.onnx", "--convert-to", "trt", "-o"]
@@ -57,7 +57,7 @@ def test_polygraphy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "runners"), [((), ["--onnxrt"]), (("--trt", "--onnxrt"), ["--trt", "--onnxrt"])])
-def test_compare(words: tuple[str, ...], runners: list[str], tmp_path: Path) -> None:
+def test_compare_gets_recorded_files_and_tolerances(words: tuple[str, ...], runners: list[str], tmp_path: Path) -> None:
     found = told(compare_script(PROFILES, TOLERANCES), tmp_path, *words)
     assert [call[2] for call in found] == ["prefill.functions.onnx", "prefill.functions.onnx", "decode.functions.onnx"]
     for call, case in zip(found, TOLERANCES, strict=True):

@@ -1,4 +1,4 @@
-"""An onnxruntime with GPU providers that compute on the CPU, and records of what it was told."""
+"""A fake onnxruntime, whose GPU providers compute on the CPU and which records the options it gets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTRIBUTES = {"plugin_namespace": b"ai.lucid", "plugin_version": b"1"}
 
 
 def for_the_cpu(path: str) -> bytes | str:
-    """Give the plugin's nodes of a graph prepared for TensorRT their bodies back; what else it has stays as it is."""
+    """Give plugin nodes in a graph that was prepared for TensorRT their function bodies back; change nothing else."""
     model = onnx.load(path, load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == "trt.plugins"]
     for node in nodes:

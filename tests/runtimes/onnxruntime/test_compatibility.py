@@ -1,4 +1,4 @@
-"""Versions that compute wrongly are refused; the library of kernels is taken where there is one."""
+"""Versions that compute wrongly are refused; the library of kernels is used if there is one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 
 @pytest.mark.parametrize("version", ["1.22.1", "1.23.0"])
-def test_old_ones_are_refused(version: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_versions_are_refused(version: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of 1.23.0 were off by 0.35 (LUCID) and 0.70 (standard attention) of their size; 1.23.1 is right."""
     check_version("1.23.1", exported()[1])
     monkeypatch.setattr("onnxruntime.__version__", version)
@@ -42,7 +42,7 @@ def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: 
 
 
 def test_caches_in_fp8_need_1_24(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.23.1 computes with them, and has no type for their values in NumPy; tests/compat/ runs it and 1.24.1."""
+    """1.23.1 computes with FP8 caches but cannot return them to NumPy; tests/compat/ runs 1.23.1 and 1.24.1."""
     artifact = exported()[1]
     rounded = Artifact(artifact.directory, replace(artifact.manifest, cache_dtype="fp8"))
     check_version("1.24.1", rounded)
@@ -82,7 +82,7 @@ def test_auto_takes_the_library_where_there_is_one(exported, built_library):
     assert open_contender(contender).kernels == "library"
 
 
-def test_a_library_that_is_wanted_and_missing(exported, no_library):
+def test_a_missing_library_that_was_asked_for_is_an_error(exported, no_library):
     arguments = ["run", str(exported()[1].directory), "--prompt-ids", "1,2", "--kernels", "library"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
@@ -90,7 +90,7 @@ def test_a_library_that_is_wanted_and_missing(exported, no_library):
     assert result.stderr.endswith("Run: lucid-deploy plugin build --target onnxruntime\n")
 
 
-def test_a_damaged_library_is_never_passed_over(exported, no_library, tmp_path):
+def test_a_damaged_library_is_refused_unless_functions_are_chosen(exported, no_library, tmp_path):
     user_ort_library().parent.mkdir()
     user_ort_library().write_text("not a library")
     with pytest.raises(LucidError, match="cannot be trusted"):

@@ -1,4 +1,4 @@
-"""The layers of a graph, one by one, compute what it computes as a whole; cutting it changes nothing else."""
+"""Running the layers of a graph one by one, and the pass that adds outputs and inputs for this."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ IDS = np.random.default_rng(3).integers(0, 97, (2, 24))
 IDS[1, 5:17] = 11  # one token repeated
 
 
-def test_the_solve_in_view(exported: Exported) -> None:
-    """What a LUCID layer's solve is given is V: it caches Y, and both are equal where nothing came before."""
+def test_given_is_v_before_the_solve(exported: Exported) -> None:
+    """A LUCID layer caches Y, and ``given`` is V: both are equal for the first token, but not for all."""
     layers = OrtLayers(OrtSession(exported()[1]))
     states = layers.run(NewTokens.after(IDS), layers.empty_past(2))
     for given, cached in zip(states.given, states.cached, strict=True):
@@ -33,7 +33,7 @@ def test_the_solve_in_view(exported: Exported) -> None:
         assert np.abs(given - cached["value"]).max() > 1e-2
 
 
-def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> None:
+def test_a_graph_with_inlined_functions_cannot_be_run_layer_by_layer(artifact_copy: Path) -> None:
     path, manifest = artifact_copy / "prefill.onnx", open_artifact(artifact_copy).manifest
     onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
     layers = OrtLayers(OrtSession(Artifact(artifact_copy, manifest)))
@@ -46,7 +46,7 @@ def graph_of(artifact: Artifact, stage: str) -> onnx.ModelProto:
 
 
 def added(model: onnx.ModelProto, before: onnx.ModelProto) -> tuple[list[str], list[str]]:
-    """Names of the inputs and outputs that are new; the old ones stand in front of them."""
+    """Names of the inputs and outputs that are new; the old ones come before these."""
     pairs = [(model.graph.input, before.graph.input), (model.graph.output, before.graph.output)]
     assert all(list(now)[: len(then)] == list(then) for now, then in pairs)
     new_inputs, new_outputs = ([value.name for value in now[len(then) :]] for now, then in pairs)
@@ -55,7 +55,7 @@ def added(model: onnx.ModelProto, before: onnx.ModelProto) -> tuple[list[str], l
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
 @pytest.mark.parametrize(("changes", "solves"), [({}, 2), ({"attention_type": "llama"}, 0)], ids=["lucid", "llama"])
-def test_layers_become_outputs_and_cut_inputs_too(
+def test_layers_get_outputs_and_if_cut_inputs_too(
     stage: str, changes: dict[str, Any], solves: int, exported: Exported
 ) -> None:
     before = graph_of(exported(**changes)[1], stage)
@@ -69,7 +69,7 @@ def test_layers_become_outputs_and_cut_inputs_too(
     read = {name for node in cut.graph.node for name in node.input}
     sources = {node.output[0]: node.input[0] for node in cut.graph.node if node.output[0].startswith("residual.")}
     assert {f"given.{i}" for i in range(3)} <= read
-    # Nothing reads a layer's output any more but what shows it: an error cannot go past the cut.
+    # Only the node that shows a layer's output reads it, so an error cannot reach the next layer.
     assert all(
         [node.output[0] for node in cut.graph.node if source in node.input] == [name]
         for name, source in sources.items()
@@ -83,7 +83,7 @@ def test_layers_become_outputs_and_cut_inputs_too(
         ("model.norm.weight", r"no norm with the weight model\.norm\.weight, so its head"),
     ],
 )
-def test_a_layer_that_is_not_to_be_found(weight: str, message: str, exported: Exported) -> None:
+def test_a_norm_that_is_not_found_is_an_error(weight: str, message: str, exported: Exported) -> None:
     model = graph_of(exported()[1], "prefill")
     next(item for item in model.graph.initializer if item.name == weight).name = "other"
     for node in model.graph.node:

@@ -41,7 +41,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
     ],
     ids=str,
 )
-def test_options(
+def test_each_provider_gets_its_options(
     provider: str, changes: dict[str, str], names: dict[str, str], fake: FakeOrt, exported: Exported, tmp_path: Path
 ) -> None:
     artifact = copy_of(exported(**changes)[1], tmp_path)
@@ -107,7 +107,7 @@ def test_a_provider_that_does_not_start_is_an_error(
         ("nv-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )
-def test_a_provider_that_is_not_there_is_one_line(
+def test_a_missing_provider_gives_one_error_line(
     provider: str, install: str, fake: FakeOrt, exported: Exported
 ) -> None:
     fake.available = ["AzureExecutionProvider", CPU]
@@ -120,7 +120,7 @@ def test_a_provider_that_is_not_there_is_one_line(
     )
 
 
-def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
+def test_unsupported_providers_devices_and_artifacts_are_refused(exported: Exported, fake: FakeOrt) -> None:
     _, artifact = exported()
     with pytest.raises(LucidError, match="Provider 'rocm' is not known; known are " + ", ".join(PROVIDERS)):
         open_session(artifact, provider="rocm")
@@ -134,7 +134,7 @@ def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
         open_session(exported(cache="static")[1], provider="cuda")
 
 
-PROFILES = {  # of the test model's 512 tokens: 2 key/value heads of width 36
+PROFILES = {  # of the test model: 512 tokens, 2 key/value heads of width 36
     "min": "input_ids:1x1,attention_mask:1x1,position_ids:1x1,past_key_values.0.key:1x2x0x36",
     "opt": "input_ids:4x512,attention_mask:4x512,position_ids:4x512,past_key_values.0.key:4x2x0x36",
     "max": "input_ids:4x512,attention_mask:4x1023,position_ids:4x512,past_key_values.0.key:4x2x511x36",
@@ -156,8 +156,8 @@ def test_tensorrt_gets_the_profiles_of_build(provider: str, prefix: str, fake: F
 
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_the_copy_for_tensorrt(stage: str, fake: FakeOrt, artifact: Artifact) -> None:
-    """No function is left to inline, no loop, plugin nodes are typed, the weights are a copy that ONNX reads."""
+def test_the_graph_copy_for_tensorrt_has_what_its_parser_needs(stage: str, fake: FakeOrt, artifact: Artifact) -> None:
+    """No functions or loops are left, plugin nodes' outputs have types, and ONNX reads the unlinked weights."""
     plan = plan_provider(artifact, "tensorrt", 0, stage)
     again = plan_provider(artifact, "tensorrt", 0, stage)
     assert again == plan and sorted(path.name for path in plan.graph.parent.iterdir()) == [
@@ -189,7 +189,7 @@ def everything(session: Any) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("provider", NAMES)
 def test_sessions_of_gpu_providers_compute_the_same(provider: str, fake: FakeOrt, artifact: Artifact) -> None:
-    """They load the weights themselves; TensorRT reads a copy of the graph, of which the plugin's nodes get bodies."""
+    """They load the weights themselves; TensorRT reads a copy of the graph; the fake gives its plugin nodes bodies."""
     session = open_session(artifact, provider=provider)
     assert (session.runtime, session.provider) == ("onnxruntime", provider)
     assert [asked[0][0] for asked in fake.asked] == [NAMES[provider]] * 2
@@ -200,7 +200,7 @@ def test_sessions_of_gpu_providers_compute_the_same(provider: str, fake: FakeOrt
         np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exported: Exported) -> None:
+def test_cpu_sessions_share_weights_and_ask_for_no_other_provider(fake: FakeOrt, exported: Exported) -> None:
     assert open_session(exported()[1]).provider == "cpu"
     assert fake.asked == [[CPU], [CPU]]
     assert all(options.initializers for options in fake.options)
@@ -210,14 +210,12 @@ def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exporte
     assert all(options.entries == entries for options in fake.options)
 
 
-def test_the_step_that_verifies_drafts_is_not_made_of_the_files_of_a_newer_export(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Weights of 4 bits are read from the file when a graph is loaded: the step would verify with another model's."""
+def test_a_verify_graph_of_a_newer_export_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """4-bit weights are read when a graph is loaded, so drafts would be verified with another model's weights."""
     quantize = QuantizeOptions("int4", format="qdq", block_size=16)
     options = ExportOptions(cache="growing", quantize=quantize, overwrite=True)
     session = open_session(export(make_checkpoint("older", 0, num_hidden_layers=1), tmp_path / "out", options))
     export(make_checkpoint("newer", 1, num_hidden_layers=1), tmp_path / "out", options)
-    assert everything(session)  # what is loaded goes on
+    assert everything(session)  # graphs that are loaded still run
     with pytest.raises(CheckFailed, match="changed while it was in use"):
         session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))

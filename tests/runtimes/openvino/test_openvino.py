@@ -1,4 +1,4 @@
-"""OpenVINO runs inlined graphs: verified, with the answers of onnxruntime; what it cannot run is refused by name."""
+"""OpenVINO runs inlined graphs as exactly as other runtimes; what it cannot run is refused with the reason."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ pytest.importorskip("openvino", reason="the extra openvino")
 
 
 @pytest.mark.parametrize("imported", ["import openvino", "from lucid_deploy.runtimes.openvino.compiled_graph import *"])
-def test_openvino_reports_nothing(imported: str, tmp_path: Path) -> None:
-    """Its import alone sends an event, and keeps an identifier."""
+def test_our_import_of_openvino_sends_no_telemetry(imported: str, tmp_path: Path) -> None:
+    """A plain import sends an event and stores an identifier; ours must not."""
     pytest.importorskip("openvino_telemetry")
     no_network = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
@@ -42,10 +42,10 @@ def test_openvino_reports_nothing(imported: str, tmp_path: Path) -> None:
         "import_openvino().Core()\nimport sys; assert '_telemetry' not in str([*sys.modules])" if ours else ""
     )
     command = [sys.executable, "-c", program]
-    environment = {**kept, **no_network, "HOME": str(tmp_path)}  # not CI's, where it keeps still
+    environment = {**kept, **no_network, "HOME": str(tmp_path)}  # not CI's, in which OpenVINO sends nothing
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert bool([*tmp_path.iterdir()]) != ours  # else the second case proves nothing
+    assert bool([*tmp_path.iterdir()]) != ours  # the plain import must store a file, or the test proves nothing
 
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -64,7 +64,7 @@ def lucid_deploy(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_it_is_verified(small: Artifact) -> None:
+def test_an_artifact_passes_verification_in_openvino(small: Artifact) -> None:
     run = lucid_deploy("verify", small.directory, "--runtime", "openvino", "--quick", "--explain", "--json", "-")
     assert run.exit_code == 0, run.output
     report = json.loads(run.stdout)
@@ -73,8 +73,8 @@ def test_it_is_verified(small: Artifact) -> None:
     assert "openvino runs a graph as one piece" in json.dumps(report["explanation"])
 
 
-def test_threads_take_turns(small: Artifact) -> None:
-    """Each of them gets the numbers that it gets alone."""
+def test_threads_that_share_a_session_get_the_same_numbers_as_alone(small: Artifact) -> None:
+    """Six threads run on one session at the same time."""
     session = open_session(small, "openvino", threads=1)
 
     def answered(seed: int) -> Array:
@@ -93,8 +93,8 @@ def test_threads_take_turns(small: Artifact) -> None:
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache_dtype": "int8"}], ids=str)
-def test_types(exported: Exported, options: dict[str, str]) -> None:
-    """Its error against float64 is at most a small factor of onnxruntime's."""
+def test_float16_models_and_int8_caches_agree_with_float64(exported: Exported, options: dict[str, str]) -> None:
+    """OpenVINO's error against float64 is at most four times onnxruntime's."""
     checkpoint, artifact = exported(inline=True, **options)
     rng = np.random.default_rng(5)
     ids = rng.choice(rng.integers(0, 97, 9), (2, 40))  # repeated tokens: their keys resemble each other
@@ -118,13 +118,13 @@ def test_types(exported: Exported, options: dict[str, str]) -> None:
     ],
     ids=str,
 )
-def test_what_it_cannot_run_is_refused(small: Artifact, changes: dict[str, Any], message: str) -> None:
+def test_what_openvino_cannot_run_is_refused(small: Artifact, changes: dict[str, Any], message: str) -> None:
     other = dataclasses.replace(small, manifest=dataclasses.replace(small.manifest, **changes))
     with pytest.raises(LucidError, match=message):
         open_session(other, "openvino")
 
 
-def test_a_graph_that_it_cannot_load_is_one_line(
+def test_a_graph_that_openvino_cannot_load_gives_one_error_line(
     small: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = onnx.helper
@@ -148,11 +148,11 @@ def static(static_model: tuple[Path, Artifact]) -> Session[Any]:
 
 
 def close(got: np.ndarray, wanted: np.ndarray, baseline: float) -> None:
-    """Four times the error that PyTorch's float32 has, as ``verify`` gives a runtime."""
+    """Allow four times the error of PyTorch in float32, as ``verify`` does."""
     assert np.linalg.norm(got - wanted) <= 4 * baseline
 
 
-def test_it_agrees_with_float64(static_model: tuple[Path, Artifact], static: Session[Any]) -> None:
+def test_a_static_cache_agrees_with_float64(static_model: tuple[Path, Artifact], static: Session[Any]) -> None:
     """Left padding, a buffer that is used up, prefill after decode, a row that waits."""
     exact, plain = (
         TorchSession(load_model(static_model[0], dtype, implementation="reference"))
@@ -184,7 +184,7 @@ def test_it_agrees_with_float64(static_model: tuple[Path, Artifact], static: Ses
         assert ours[0].shape == theirs[0].shape
 
 
-def test_opset_24_is_refused(exported: Exported) -> None:
+def test_a_static_cache_of_opset_24_is_refused(exported: Exported) -> None:
     artifact = exported(inline=True, cache="static")[1]
     with pytest.raises(LucidError, match=r"cannot write into the static cache of .*TensorScatter. .* --opset 23\.$"):
         open_session(artifact, "openvino")

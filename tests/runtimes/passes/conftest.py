@@ -1,4 +1,4 @@
-"""What onnxruntime loads is noted."""
+"""A fixture that records the graphs which onnxruntime loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of an artifact to change in tests, which operators a graph has, and that a row decodes as it does alone."""
+"""Helpers: copy an artifact's graph, count a graph's operators, and decode token by token."""
 
 from __future__ import annotations
 

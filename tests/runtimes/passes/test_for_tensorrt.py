@@ -1,4 +1,4 @@
-"""Graphs in the form that TensorRT takes compute the same."""
+"""Graphs that were changed for TensorRT compute the same as before."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_standard_attention_computes_the_same(
     [({}, "prefill", 7, 30), (LLAMA, "decode", 9, 1)],
     ids=str,
 )
-def test_it_computes_the_same(
+def test_explicit_attention_computes_the_same(
     changes: dict[str, Any], stage: str, past: int, new: int, exported: Exported, tmp_path: Path
 ) -> None:
-    """Four query heads share two key heads, in prefill as they are and in decode as pairs; padding in between."""
+    """Two query heads share each key head; in the decode graph each key head is a batch row of its own; padding."""
     artifact = exported(**changes)[1]
     model = load(artifact, stage)
     standard_attention(model)
@@ -68,7 +68,7 @@ def test_it_computes_the_same(
         np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
 
 
-def test_other_forms_are_refused(exported: Exported) -> None:
+def test_attention_without_a_mask_is_refused(exported: Exported) -> None:
     model = load(exported()[1], "prefill")
     standard_attention(model)
     [node, *_] = [node for node in model.graph if node.op_type == "Attention"]
@@ -77,7 +77,7 @@ def test_other_forms_are_refused(exported: Exported) -> None:
         explicit_attention(model)
 
 
-def test_unknown_heads_are_refused(exported: Exported) -> None:
+def test_attention_with_heads_of_unknown_number_is_refused(exported: Exported) -> None:
     model = load(exported()[1], "prefill")
     standard_attention(model)
     [node, *_] = [node for node in model.graph if node.op_type == "Attention"]
@@ -118,7 +118,7 @@ def operators_of(model: ir.Model) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [HALF, BFLOAT])
-def test_the_casts_go_and_the_graph_keeps_its_types(kind: int) -> None:
+def test_casts_around_attention_are_removed_and_the_output_keeps_its_type(kind: int) -> None:
     model = attention_in_float32((kind, kind, kind), kind)
     assert half_attention(model) and operators_of(model) == ["Attention", "Neg"]
     assert not half_attention(model)
@@ -129,7 +129,7 @@ def test_the_casts_go_and_the_graph_keeps_its_types(kind: int) -> None:
     assert [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.output] == [("y", kind)]
 
 
-def test_plugin_nodes_get_names_and_others_do_not(exported: Exported) -> None:
+def test_only_plugin_nodes_get_the_plugins_attributes(exported: Exported) -> None:
     model = load(exported()[1], "prefill")
     assert name_plugins(model) == 2
     named = [node.op_type for node in model.graph if "plugin_namespace" in node.attributes]
@@ -141,8 +141,8 @@ def test_plugin_nodes_get_names_and_others_do_not(exported: Exported) -> None:
 
 
 @pytest.mark.tensorrt
-def test_tensorrt_takes_the_plugin_past_the_function(exported: Exported, plugin: Path) -> None:
-    """Without the attributes the parser takes the body, or fails at it."""
+def test_tensorrt_uses_the_plugin_instead_of_the_function(exported: Exported, plugin: Path) -> None:
+    """Without the attributes the parser uses the function body, or fails at it."""
     trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
     from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 
@@ -212,7 +212,7 @@ def run(model: onnx.ModelProto, past: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("past", [1, 5])
-def test_every_number_is_as_it_was(past: int) -> None:
+def test_float8_cache_changes_no_number(past: int) -> None:
     model = joined_cache()
     onnx.checker.check_model(model, full_check=True)
     after = changed(model)

@@ -1,4 +1,4 @@
-"""Sessions let our library of CPU kernels compute what it computes faster: where it does, and that numbers stay."""
+"""Nodes are replaced by those of our library of CPU kernels: which nodes are, and that results stay the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PLAIN, GROWING = DECODE_ATTENTION.name, DECODE_ATTENTION_GROWING.name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_every_layer_of_a_decode_graph_is_changed(exported, dtype: str) -> None:
+def test_growing_attention_replaces_decode_attention_in_every_layer(exported, dtype: str) -> None:
     artifact = exported(dtype=dtype)[1]
     model = copied(artifact)
     before, outputs = operators(model), [output.name for output in model.graph.output]
@@ -50,26 +50,26 @@ def test_every_layer_of_a_decode_graph_is_changed(exported, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"cache": "static"}, {"cache_dtype": "int8"}, {"attention_type": "llama"}])
-def test_other_caches_and_attentions_stay(exported, settings: dict[str, str]) -> None:
+def test_growing_attention_leaves_other_caches_and_attention_unchanged(exported, settings: dict[str, str]) -> None:
     model = copied(exported(**settings)[1])
     before = model.SerializeToString()
     assert not use_growing_attention(model)
     assert model.SerializeToString() == before
 
 
-def test_what_others_read_stays(exported) -> None:
+def test_decode_attention_stays_where_other_nodes_read_its_cache(exported) -> None:
     artifact = exported()[1]
     for name in ("present.0.key", "new Y"):
         model = copied(artifact)
         read = next(node for node in model.graph.node if node.op_type == PLAIN).output[1] if name == "new Y" else name
         model.graph.node.append(helper.make_node("Identity", [read], ["seen"]))
         assert use_growing_attention(model)
-        assert operators(model)[GROWING] == operators(model)[PLAIN] == 1  # the other layer's alone
+        assert operators(model)[GROWING] == operators(model)[PLAIN] == 1  # only the other layer's node is changed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_tokens_are_decoded_as_without_it(exported, built_library: Path, monkeypatch, dtype: str) -> None:
-    """To the bit: logits, and the caches of rows of two lengths, of which the shorter one has padding."""
+def test_growing_attention_gives_the_same_bits(exported, built_library: Path, monkeypatch, dtype: str) -> None:
+    """Logits and caches are compared, of two rows of unequal length with padding."""
     artifact = exported(dtype=dtype)[1]
     ids = np.random.default_rng(0).integers(2, 97, (2, 24))
     mask = np.ones((2, 16), dtype=np.int64)
@@ -108,7 +108,7 @@ W = np.ones((4, 4), dtype=np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_all_products_of_a_decode_graph_by_weights_are_replaced(exported, dtype: str) -> None:
+def test_every_matmul_by_a_weight_in_a_decode_graph_is_replaced(exported, dtype: str) -> None:
     artifact = exported(dtype=dtype)[1]
     model = copied(artifact, "decode")
     before = operators(model)
@@ -120,7 +120,7 @@ def test_all_products_of_a_decode_graph_by_weights_are_replaced(exported, dtype:
     assert after["MatMul"] == 0 and after["Cast"] == before["Cast"] - after[WEIGHT_MATMUL_FLOAT16.name]
 
 
-def test_products_of_two_results_and_by_other_shapes_stay() -> None:
+def test_matmuls_of_activations_and_of_3d_weights_stay() -> None:
     three = np.ones((2, 4, 4), dtype=np.float32)
     model = graph(
         helper.make_node("Transpose", ["x"], ["t"]),
@@ -137,7 +137,7 @@ def test_products_of_two_results_and_by_other_shapes_stay() -> None:
     assert model.SerializeToString() == before
 
 
-def test_what_decodes_multiplies_so_and_prefill_does_not(
+def test_decode_and_verify_use_the_librarys_matmul_and_prefill_does_not(
     exported, built_library: Path, loaded: list[Counter[str]]
 ) -> None:
     artifact = exported()[1]
@@ -179,7 +179,7 @@ ATTRIBUTES = {"K": 64, "N": 5, "bits": 4, "block_size": 32, "accuracy_level": 4}
 
 
 def quantized_graph(inputs: list[str], domain: str = "com.microsoft", **changes: Any) -> onnx.ModelProto:
-    """Return a graph of one product."""
+    """Return a graph of one ``MatMulNBits``."""
     node = helper.make_node("MatMulNBits", ["x", *inputs], ["o"], domain=domain, **{**ATTRIBUTES, **changes})
     value = helper.make_tensor_value_info
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items()]
@@ -196,7 +196,7 @@ def quantized_graph(inputs: list[str], domain: str = "com.microsoft", **changes:
         (["w", "scales", "zeros"], QUANTIZED_MATMUL_ZERO_POINTS),
     ],
 )
-def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operator: Any) -> None:
+def test_matmulnbits_that_rounds_its_inputs_is_replaced(inputs: list[str], operator: Any) -> None:
     model = quantized_graph(inputs)
     assert use_quantized_matmul(model)
     (node,) = model.graph.node
@@ -217,19 +217,19 @@ def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operat
         (["w", "doubles"], {}),
     ],
 )
-def test_other_quantized_products_stay(inputs: list[str], changes: dict[str, Any]) -> None:
+def test_other_matmulnbits_nodes_stay(inputs: list[str], changes: dict[str, Any]) -> None:
     model = quantized_graph(inputs, **changes)
     before = model.SerializeToString()
     assert not use_quantized_matmul(model)
     assert model.SerializeToString() == before
 
 
-def test_sessions_and_layers_multiply_in_blocks(
+def test_all_graphs_use_the_librarys_quantized_matmul(
     quantized, built_library: Path, loaded: list[Counter[str]], monkeypatch
 ) -> None:
-    """Whatever processor runs this: the library's product is there without instructions for it, only slower.
+    """On any processor: without the instructions for it, the library's kernel is only slower.
 
-    Two of eight weights end within a block, which onnxruntime fills up: these stay.
+    Two of eight weights end within a block, which onnxruntime pads: their nodes stay.
     """
     artifact = quantized("int4")[1]
 
@@ -255,8 +255,8 @@ def test_sessions_and_layers_multiply_in_blocks(
     assert products() == [(8, 0), (8, 0)]
 
 
-def test_products_add_the_offsets_of_their_blocks(quantized, built_library: Path, monkeypatch) -> None:
-    """Whose sums of X's blocks then go, and whose scales are read in half precision."""
+def test_the_librarys_quantized_matmul_adds_the_blocks_offsets(quantized, built_library: Path, monkeypatch) -> None:
+    """The sums over X's blocks are removed, and scales and offsets are read in float16."""
     monkeypatch.setattr(HAS_DOTS, lambda library: True)
     artifact = quantized("int4", method="hqq", block_size=16)[1]  # no weight ends within a block
     model = copied(artifact)
@@ -312,7 +312,7 @@ def test_standard_attention_decodes_in_the_library(
 
 
 @pytest.mark.parametrize("changes", [{"softcap": 5.0}, {"scale": 0.5}, {"is_causal": 1}])
-def test_attention_that_does_more_stays(exported, changes: dict[str, float]) -> None:
+def test_attention_with_other_attributes_stays(exported, changes: dict[str, float]) -> None:
     model = copied(exported(attention_type="llama")[1])
     for node in model.graph.node:
         if node.op_type == "Attention":

@@ -23,7 +23,7 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.passes.loaded_graphs import copied, operators
 
 
-def test_an_artifact_computes_what_pytorch_computes(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
+def test_an_nvfp4_artifact_computes_what_pytorch_computes(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
     """Prefill and decode."""
     artifact = quantized("nvfp4")[1]
     graph = onnx.ModelProto()
@@ -40,7 +40,7 @@ def test_an_artifact_computes_what_pytorch_computes(quantized: Callable[..., tup
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_one_node_rotates(exported, stage: str, dtype: str) -> None:
+def test_one_node_computes_the_same_rotary_embedding(exported, stage: str, dtype: str) -> None:
     """Queries and keys of both layers, for rows at different positions."""
     artifact = exported(dtype=dtype)[1]
     plain, rotated = copied(artifact, stage), copied(artifact, stage)
@@ -62,8 +62,8 @@ def test_one_node_rotates(exported, stage: str, dtype: str) -> None:
         assert np.abs(ours - theirs).max() <= (4e-3 if dtype == "float16" else 4e-6) * np.abs(theirs).max()
 
 
-def test_other_rotations_stay(exported) -> None:
-    """The first half is not what the other's sine is added to."""
+def test_nodes_that_compute_another_rotation_stay(exported) -> None:
+    """With the operands of each subtraction swapped, the nodes compute no rotary embedding."""
     model = copied(exported()[1])
     for node in nodes_of(model.graph, "", "Sub"):
         node.input[:] = reversed(node.input)

@@ -51,7 +51,7 @@ def count(model):
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_the_conversions_go_and_nothing_else(artifact_of, case):
+def test_only_the_caches_conversions_are_removed(artifact_of, case):
     model = decode_graph(artifact_of(*case)[1])
     before = count(model)
     read_as_stored(model, PATH)
@@ -70,12 +70,12 @@ def test_the_conversions_go_and_nothing_else(artifact_of, case):
 
 
 def conversion(model, suffix="key"):
-    """Return the product of layer 0's int8 rows with their scales."""
+    """Return the node that multiplies layer 0's int8 rows by their scales."""
     return next(node for node in model.graph.node if f"past_key_values.0.{suffix}_scale" in node.input[1:2])
 
 
 def coarser_read(model):
-    """The scale is multiplied by 127/128 before the numbers meet it."""
+    """Multiply the scale by 127/128 before the rows are multiplied by the scale."""
     node = conversion(model)
     model.graph.initializer.append(numpy_helper.from_array(np.float32(127 / 128), "wrong_factor"))
     place = list(model.graph.node).index(node)
@@ -97,7 +97,7 @@ def other_type(model):
         other_type,
     ],
 )
-def test_what_is_not_as_exported_is_refused(artifact_of, edit):
+def test_unknown_conversions_of_the_cache_are_refused(artifact_of, edit):
     model = decode_graph(artifact_of("float32", "int8", "static")[1])
     edit(model)
     with pytest.raises(LucidError, match=r"^decode.onnx is not as lucid-deploy export writes it: .* are not converted"):
@@ -114,7 +114,7 @@ def test_conversions_that_something_else_reads_stay(artifact_of):
 
 
 def run(session, steps=12):
-    """Decode behind a prompt with padding on both sides of it; return logits and the arrays of the cache."""
+    """Decode after a prompt with padding on both sides; return logits and the arrays of the cache."""
     ids, mask = np.random.default_rng(0).integers(0, 97, (3, 70)), np.ones((3, 70), bool)
     mask[0, :9], mask[1, -5:] = False, False
     cache = session.empty_cache(3)
@@ -124,7 +124,7 @@ def run(session, steps=12):
 
 @pytest.mark.parametrize("case", KERNELS, ids="-".join)
 def test_the_library_computes_what_the_functions_compute(artifact_of, built_library, case):
-    """A number on the edge between two codes may fall differently, so the gate is a part of what rounding costs."""
+    """A number halfway between two codes may be rounded either way, so the gate is a share of the rounding error."""
     checkpoint, artifact = artifact_of(*case)
     exact, _ = run(TorchSession(load_model(Checkpoint(checkpoint), torch.float64)))
     found = {}

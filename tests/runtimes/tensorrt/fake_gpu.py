@@ -1,6 +1,6 @@
 """A GPU and TensorRT contexts that are neither: memory is a dictionary of arrays, an engine is onnxruntime.
 
-Addresses, shapes, copies with a pitch and recorded graphs behave as on the device, and whatever nobody wrote is NaN.
+Addresses, shapes, copies with a pitch and recorded graphs behave as on a device; memory is NaN until it is written.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def fake_engines(
     files = {stage: EngineFile(f"{stage}.engine", 1, "", profile, {}) for stage, profile in profiles.items()}
     manifest = EngineManifest("tensorrt-rtx", "1", "1", (), chosen, False, {}, None, files)
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # here a static cache is copied, which onnxruntime remarks upon
+    options.log_severity_level = 3  # here a static cache is copied, of which onnxruntime warns
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.directory))
     sessions = {stage: ort.InferenceSession(_graph(artifact, stage), options) for stage in profiles}
     made: dict[str, list[FakeContext]] = {stage: [] for stage in profiles}

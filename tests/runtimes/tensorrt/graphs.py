@@ -1,4 +1,4 @@
-"""Exported graphs as the passes take them, and what their changed forms are run with."""
+"""Load exported graphs for the passes, make inputs, and run the changed graphs."""
 
 from __future__ import annotations
 

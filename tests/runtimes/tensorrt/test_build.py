@@ -1,4 +1,4 @@
-"""Engines are built on a machine without a GPU, and checked while they are."""
+"""Engines are built on a machine without a GPU, and checked during the build."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_all_engines_are_built(exported: Exported, plugin: Path, tmp_path: Path)
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
 
-def test_engines_hold_adapters(plugin: Path, tmp_path: Path) -> None:
-    """They take each row's adapter, and are not read once the adapters are others."""
+def test_engines_contain_adapters_and_are_refused_after_these_change(plugin: Path, tmp_path: Path) -> None:
+    """The adapter id of each row is an input of the engines."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", num_hidden_layers=4)
     for name in ("one", "two"):
         train(checkpoint, tmp_path / name, 1, target_modules=ALL, r=4)
@@ -82,9 +82,7 @@ def test_engines_hold_adapters(plugin: Path, tmp_path: Path) -> None:
         open_engines(artifact, "tensorrt-rtx", trt.__version__)
 
 
-def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
-    hybrid: Callable[..., Artifact], plugin: Path
-) -> None:
+def test_a_verify_engine_for_a_model_with_states_is_refused(hybrid: Callable[..., Artifact], plugin: Path) -> None:
     message = r"No engine can verify drafts: layer 0 .* keeps a state.*leave out --speculate"
     with pytest.raises(LucidError, match=message):
         build_engines(hybrid(cache="static"), BuildOptions(plugin=plugin, speculate=True, **SMALL))
@@ -187,7 +185,7 @@ def prepared_graph(updates: int = 0, **nodes: int) -> PreparedGraph:
         ),
     ],
 )
-def test_nodes_that_something_else_took(layers: list[Any], message: str) -> None:
+def test_nodes_that_the_plugin_library_did_not_take_are_an_error(layers: list[Any], message: str) -> None:
     with pytest.raises(LucidError, match=message):
         check_network(PARSED, network(*layers), prepared_graph(Solve=2))
 
@@ -200,7 +198,7 @@ def test_cache_updates_must_be_in_place() -> None:
 
 
 class Interface:
-    """As TensorRT's classes that are derived from."""
+    """Stands for the classes of TensorRT that ours are derived from."""
 
     INTERNAL_ERROR, ERROR, WARNING = range(3)
 
@@ -247,7 +245,7 @@ def test_the_parser_s_reason_comes_with_the_node_that_it_names() -> None:
     ],
     ids=str,
 )
-def test_wrong_ones_are_refused_by_name(options: dict[str, Any], message: str, exported: Exported) -> None:
+def test_wrong_limits_are_refused_by_name(options: dict[str, Any], message: str, exported: Exported) -> None:
     with pytest.raises(LucidError, match=message):
         choose_limits(exported()[1], **options)
 
@@ -255,8 +253,8 @@ def test_wrong_ones_are_refused_by_name(options: dict[str, Any], message: str, e
 DRAFTS: dict[str, Any] = {"max_batch": 2, "max_context": 64, "prefill_chunk": 16, "speculate": True}
 
 
-def test_engines_keep_the_cache_in_fp8(plugin: Path, make_checkpoint: Any, tmp_path: Path) -> None:
-    """Read by the plugin in decoding and verifying, beside weights in NVFP4.
+def test_engines_with_an_fp8_cache_are_built(plugin: Path, make_checkpoint: Any, tmp_path: Path) -> None:
+    """The plugin reads the cache in decoding and verifying; weights are in NVFP4.
 
     In half precision TensorRT-RTX 1.7 fails with attention of some head widths, 36 among them, quantized or not.
     """
@@ -277,8 +275,8 @@ def test_engines_keep_the_cache_in_fp8(plugin: Path, make_checkpoint: Any, tmp_p
 Made = Callable[..., tuple[Path, Artifact]]
 
 
-def test_both_engines_are_built(quantized: Made, make_checkpoint: Any, plugin: Path) -> None:
-    """Rows of zeros, as a padded vocabulary has them, included: TensorRT wants int8 scales to be positive."""
+def test_engines_with_int8_weights_are_built(quantized: Made, make_checkpoint: Any, plugin: Path) -> None:
+    """Also with rows of zeros, as in a padded vocabulary: TensorRT requires positive int8 scales."""
     checkpoint = make_checkpoint(num_hidden_layers=1)
     weights = load_file(checkpoint / "model.safetensors")
     weights["lm_head.weight"][-3:] = 0

@@ -29,7 +29,7 @@ from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_engines_for_other_gpus(exported: Exported) -> None:
+def test_engines_for_other_gpus_are_refused(exported: Exported) -> None:
     artifact, device = exported()[1], FakeDevice()
     manifest = fake_engines(artifact, device)[0].manifest
     check_capability(manifest, device, artifact)
@@ -49,8 +49,8 @@ def built(exported: Exported, plugin: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
-def test_an_engine_that_tensorrt_does_not_read(built: Artifact) -> None:
-    """Here it reads none, for want of a driver; what it says is passed on, and the plugin library was registered."""
+def test_an_engine_that_tensorrt_cannot_read_is_refused_with_the_reason(built: Artifact) -> None:
+    """Without a driver TensorRT reads no engine; the error passes on its reason."""
     backend = load_backend("tensorrt-rtx")
     manifest = open_engines(built, backend.name, backend.version)
     with pytest.raises(CheckFailed, match=r"does not read .*prefill\.engine: .*: lucid-deploy build .*--backend"):
@@ -103,7 +103,7 @@ def test_without_a_gpu_there_is_one_message(name: str, built: Artifact) -> None:
 @pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_engines_compute_what_onnxruntime_does(cache: str, exported: Exported, tmp_path: Path) -> None:
-    """With the real plugin library, which ``lucid-deploy plugin build`` has put where build looks for it."""
+    """With the real plugin library, which ``lucid-deploy plugin build`` must have built before."""
     directory = shutil.copytree(exported(cache=cache)[1].directory, tmp_path / "artifact")
     result = CliRunner().invoke(main, ["build", str(directory)])
     assert result.exit_code == 0, result.stderr
@@ -128,12 +128,12 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(data))
 
 
-def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
+def test_engines_of_another_tensorrt_version_are_refused(damaged: tuple[Artifact, Path]) -> None:
     with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* and 9\.9 is.*lucid-deploy build .*--overwrite"):
         open_engines(damaged[0], "tensorrt-rtx", "9.9")
 
 
-def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
+def test_engines_of_another_plugin_abi_are_refused(damaged: tuple[Artifact, Path]) -> None:
     change_manifest(damaged[1], plugin__abi=99)
     with pytest.raises(
         LucidError, match=rf"plugin ABI 99, and this version has {PLUGIN_ABI}\. Run: lucid-deploy plugin build"
@@ -141,7 +141,7 @@ def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
 
 
-def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
+def test_another_models_engines_are_refused(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
     other = copy_of(exported(cache="static")[1], tmp_path / "other")
     shutil.copytree(damaged[1].parent, other.directory / "engines")
     with pytest.raises(LucidError, match=r"another model: decode\.onnx, verify\.onnx differ.*lucid-deploy build"):
@@ -149,13 +149,13 @@ def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Expo
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {}}'])
-def test_a_damaged_manifest(damaged: tuple[Artifact, Path], text: str) -> None:
+def test_a_damaged_manifest_is_refused(damaged: tuple[Artifact, Path], text: str) -> None:
     (damaged[1] / MANIFEST).write_text(text)
     with pytest.raises(CheckFailed, match=r"engines\.json is damaged.*Build them again"):
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
 
 
-def test_a_manifest_that_names_files_elsewhere(damaged: tuple[Artifact, Path]) -> None:
+def test_a_manifest_that_names_files_elsewhere_is_refused(damaged: tuple[Artifact, Path]) -> None:
     change_manifest(damaged[1], plugin__file="../../../plugin.so")
     with pytest.raises(CheckFailed, match="lies outside the folder"):
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
@@ -204,7 +204,7 @@ def attached(path: Path, **options: Any) -> tuple[JitCache, Config]:
     return cache, config
 
 
-def test_what_was_compiled_is_there_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_compiled_kernels_are_kept_for_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "jit" / "cache.bin"
     cache, config = attached(path)
     other = Config()
@@ -216,7 +216,7 @@ def test_what_was_compiled_is_there_again(tmp_path: Path, caplog: pytest.LogCapt
     assert [entry.name for entry in path.parent.iterdir()] == ["cache.bin"] and caplog.records == []
 
 
-def test_tensorrt_rtx_has_what_is_called() -> None:
+def test_tensorrt_rtx_has_the_functions_that_are_called() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
     assert callable(trt.ICudaEngine.create_runtime_config)
     for name in ("create_runtime_cache", "set_runtime_cache"):

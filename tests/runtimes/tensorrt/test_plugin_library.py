@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, find_
 
 
 @pytest.mark.parametrize("content", [None, b"not a library"])
-def test_what_is_no_library_is_not_registered(content: bytes | None, tmp_path: Path) -> None:
+def test_missing_and_invalid_libraries_are_refused(content: bytes | None, tmp_path: Path) -> None:
     library = tmp_path / "plugin.so"
     if content is not None:
         library.write_bytes(content)
@@ -27,7 +27,7 @@ def test_what_is_no_library_is_not_registered(content: bytes | None, tmp_path: P
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """An empty cache, and a stand-in for the compilers that notes what it is asked for."""
+    """An empty cache, and a stand-in for the compilers that records its arguments."""
     calls: list[tuple[Any, ...]] = []
 
     def build(output: Path, archs: Any, dtypes: Any, progress: Any, head_dims: Any) -> list[Any]:
@@ -47,7 +47,7 @@ def ask(*given: Any) -> tuple[Path, list[str]]:
     return find_or_build(*given, said.append, lambda *_: None), said
 
 
-def test_what_is_missing_is_built_once_and_said(built: list[tuple[Any, ...]]) -> None:
+def test_a_missing_library_is_built_once_and_announced(built: list[tuple[Any, ...]]) -> None:
     library, [line] = ask("float32", (36, 64), (86,))
     assert library.name == "liblucid_tensorrt-float32-d64-86.so" and str(library) in line
     assert built == [(library.name, (86,), ("float32",), (36, 64))]
@@ -59,7 +59,7 @@ def test_what_is_missing_is_built_once_and_said(built: list[tuple[Any, ...]]) ->
     assert ask("float32", (64, 128), (75,))[0].name == "liblucid_tensorrt-float32-d64-d128-all.so"
 
 
-def test_the_usual_library_comes_first_and_the_wheels_before_it(
+def test_the_wheels_library_is_preferred_and_then_the_users(
     built: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = default_library()
@@ -77,7 +77,7 @@ class Results(SimpleNamespace):
 
 
 class FakeDriver:
-    """``cuda.bindings.driver``: every call succeeds, is noted, and returns a number, unless told otherwise."""
+    """``cuda.bindings.driver``: every call succeeds, is recorded, and returns a number, unless told otherwise."""
 
     def __init__(self, **answers: Any) -> None:
         names = ("CUDA_SUCCESS", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_LAUNCH_FAILED")
@@ -120,12 +120,12 @@ class FakeDriver:
     ],
     ids=str,
 )
-def test_no_gpu(answers: dict[str, Any], message: str) -> None:
+def test_a_missing_driver_or_gpu_is_an_error(answers: dict[str, Any], message: str) -> None:
     with pytest.raises(LucidError, match=message):
         Device(FakeDriver(**answers), 1)
 
 
-def test_full_memory_and_failed_calls() -> None:
+def test_full_memory_and_failed_calls_raise_errors() -> None:
     device = Device(FakeDriver(cuMemAllocAsync="CUDA_ERROR_OUT_OF_MEMORY", cuGraphLaunch="CUDA_ERROR_LAUNCH_FAILED"))
     with pytest.raises(LucidError, match="The memory of Test GPU is full"):
         device.allocate(10)

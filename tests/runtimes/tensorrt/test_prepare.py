@@ -1,4 +1,4 @@
-"""Graphs are prepared for TensorRT, or refused with the reason; which TensorRT is taken, and what it cannot do."""
+"""Graphs are prepared for TensorRT; what TensorRT cannot run is refused with the reason."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Exported = Callable[..., tuple[Path, Artifact]]
 FLOAT8 = onnx.TensorProto.FLOAT8E4M3FN
 
 
-def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
-    """As a tool leaves it that inlines functions."""
+def test_an_artifact_without_the_custom_operators_is_refused(artifact_copy: Path) -> None:
+    """As left by a tool that inlines functions."""
     from onnx import inliner
 
     from lucid_deploy.artifact import open_artifact
@@ -39,7 +39,7 @@ def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [12, 66, 260])
-def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
+def test_a_head_width_without_kernels_is_refused(width: int, exported: Exported) -> None:
     artifact = exported()[1]
     config = replace(artifact.config, head_dim=width)
     changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
@@ -47,7 +47,7 @@ def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
         check_head_width(changed)
 
 
-def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
+def test_states_are_accepted_and_rings_are_refused(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
     check_artifact(hybrid())
     check_artifact(hybrid(cache="static"))
     with pytest.raises(LucidError, match=r"key of layer 2 \(window\) in .* is of the sort ring"):
@@ -69,7 +69,7 @@ def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[
         ({"inline": True}, "Export without --cache and --inline"),
     ],
 )
-def test_an_artifact_of_another_kind(changes: dict[str, Any], message: str, exported: Exported) -> None:
+def test_unsupported_caches_and_graphs_are_refused(changes: dict[str, Any], message: str, exported: Exported) -> None:
     artifact = exported()[1]
     check_artifact(artifact)
     with pytest.raises(LucidError, match=message):
@@ -96,7 +96,7 @@ def test_decoding_and_verifying_read_a_cache_of_fp8_as_it_is_stored(exported: Ex
 def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugins(
     exported: Exported, plugin: Path
 ) -> None:
-    """With TensorRT-RTX's parser; without the attribute it looks for them in the domain's name and finds none."""
+    """Without ``plugin_namespace``, TensorRT-RTX's parser takes the node's domain for it and finds no plugin."""
     trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
     register_plugins(plugin, trt)
     artifact = exported()[1]
@@ -132,7 +132,7 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
         ("int8", "float", (75,), r"7\.5 cannot run this artifact: the plugin library has no kernels"),
     ],
 )
-def test_what_is_refused(
+def test_number_formats_that_gpus_or_tensorrt_lack_are_refused(
     scheme: str,
     activations: str,
     capabilities: tuple[int, ...],

@@ -70,7 +70,7 @@ def run_everything(session: Any, vocabulary: int = 97) -> list[np.ndarray]:
     mask = np.ones((2, 40), bool)
     mask[0, :6] = False
     cache = session.empty_cache(2)
-    results = [session.prefill(ids[:, :40], cache, mask, chunk=LIMITS["prefill_chunk"])]  # a cache may round between
+    results = [session.prefill(ids[:, :40], cache, mask, chunk=LIMITS["prefill_chunk"])]  # rounding depends on chunks
     results += [session.decode(ids[:, i : i + 1], cache) for i in range(40, 70)]
     results.append(session.prefill(ids[:, 70:77], cache, chunk=3))
     results += [session.decode(ids[:, i : i + 1], cache) for i in range(77, 96)]
@@ -89,7 +89,7 @@ def test_everything_agrees_with_the_reference(changes: dict[str, Any], exported:
         assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
 
 
-def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(hybrid: Callable[..., Artifact]) -> None:
+def test_a_hybrids_states_agree_with_the_reference(hybrid: Callable[..., Artifact]) -> None:
     artifact, device = hybrid(cache="static"), FakeDevice()
     engines, _ = fake_engines(artifact, device, **LIMITS)
     session = TensorRtSession(artifact, engines, device)
@@ -150,7 +150,7 @@ def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
     assert static.contexts["decode"][0].runs == 12
 
 
-def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
+def test_more_tokens_than_the_engines_limit_are_refused(fixture: Fixture) -> None:
     cache = fixture.session.empty_cache(1)
     with pytest.raises(LucidError, match=r"to 96 tokens here, not 97.*-rtx --max-batch .*--max-context 97 --pre"):
         fixture.session.prefill(tokens(97)[:1], cache)
@@ -176,7 +176,7 @@ def states(session: Session[Any], cache: Any) -> list[np.ndarray]:
 
 
 def waiting(session: Session[Any], steps: list[tuple[bool, bool]]) -> list[np.ndarray]:
-    """Decode with rows that have a token or none; return the logits of tokens, and the states at the end."""
+    """Decode steps in which some rows wait; return the logits of the others, and the states at the end."""
     cache, results = session.empty_cache(2), []
     session.prefill(IDS[:, :12], cache)
     for index, has_token in enumerate(steps):
@@ -186,7 +186,7 @@ def waiting(session: Session[Any], steps: list[tuple[bool, bool]]) -> list[np.nd
 
 
 def check(artifact: Artifact, run: Callable[[Session[Any]], list[np.ndarray]]) -> FakeDevice:
-    """Hold the errors against twice those of onnxruntime's own session with the same graphs."""
+    """Check that errors are at most twice those of onnxruntime's own session with the same graphs."""
     session, device = opened(artifact)
     exact = run(TorchSession(load_model(Checkpoint(artifact.manifest.source), torch.float64)))
     own = run(open_session(artifact, kernels="functions"))
@@ -246,7 +246,7 @@ def opened_for_drafts(artifact: Artifact, speculate: bool = True) -> tuple[Tenso
 
 
 def steps_and_drafts(session: Session[Any]) -> list[np.ndarray]:
-    """Verify drafts between single steps; take back what of each row is wrong; then the cache."""
+    """Verify drafts between single steps, and take back each row's rejected ones; return logits and the cache."""
     ids = np.random.default_rng(0).integers(0, 97, (2, 70))
     ids[1, 5:30] = 5  # a repeated token
     mask = np.ones((2, 20), bool)
@@ -263,7 +263,7 @@ def steps_and_drafts(session: Session[Any]) -> list[np.ndarray]:
         results.append(session.decode(ids[:, at : at + 1], cache))
         results.append(session.decode(ids[:, at + 1 : at + 2], cache))
         at += 2
-    # Rows that were taken back lie in other places where a session cuts its cache: only tokens, each row's in a line.
+    # Columns that were taken back may stay as padding or be cut off, so only each row's tokens are returned.
     return results + [
         array[row][:, cache.mask[row]] for pair in session.layer_arrays(cache) for array in pair for row in (0, 1)
     ]
@@ -295,7 +295,7 @@ def test_drafts_leave_a_static_cache_and_its_recorded_step_where_they_are(export
     assert cache.layers is layers and device.recorded == recorded == 1
 
 
-def test_engines_without_it_say_how_to_build_it(exported: Exported) -> None:
+def test_without_an_engine_for_drafts_the_error_says_how_to_build_one(exported: Exported) -> None:
     session, _ = opened_for_drafts(exported()[1], speculate=False)
     with pytest.raises(LucidError, match=r"no engine that verifies drafts; .* --max-batch .* --speculate --overwr"):
         session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))

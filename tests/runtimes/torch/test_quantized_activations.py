@@ -1,4 +1,4 @@
-"""Inputs of products in 8 bits, as onnxruntime's operator rounds them."""
+"""Inputs of linear layers are rounded to 8 bits as onnxruntime's operator rounds them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows() -> torch.Tensor:
 
 
 def by_onnxruntime(x: np.ndarray) -> np.ndarray:
-    """Multiply by the unit matrix, which 4 bits hold exactly: what comes out is the input as it was rounded."""
+    """Multiply by the identity matrix, which 4 bits hold exactly: the result is the rounded input."""
     numbers = np.eye(WIDTH, dtype=np.uint8) + 8  # 8 stands for 0
     packed = (numbers[:, ::2] | (numbers[:, 1::2] << 4)).reshape(WIDTH, WIDTH // BLOCK, BLOCK // 2)
     parts = {"w": packed, "s": np.ones((WIDTH, WIDTH // BLOCK), np.float32)}

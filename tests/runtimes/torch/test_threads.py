@@ -32,7 +32,7 @@ def watch(session: Any, seen: list[int]) -> None:
 
 
 def test_a_fork_of_a_process_whose_threads_have_run_is_refused(exported: Exported) -> None:
-    """PyTorch would wait in it for ever, whoever opened the session."""
+    """In the fork PyTorch would wait for ever, whichever process opened the session."""
     artifact = exported()[1]
     fork = multiprocessing.get_context("fork")
     several, one = (open_session(artifact, "torch", threads=number) for number in (2, 1))

@@ -1,4 +1,4 @@
-"""The PyTorch model behind the session interface, on the checkpoint's own weights, with all that is declared."""
+"""The PyTorch model behind the session interface: logits, cache types, and an artifact's weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PROMPT = np.array([[5, 5, 6, 9]])
 
 
 def keys(session_of: TorchSession) -> np.ndarray:
-    """The first layer's cached keys after a prompt whose logits are numbers."""
+    """Return the first layer's cached keys after a prompt; check that its logits are finite."""
     cache = session_of.empty_cache()
     assert np.isfinite(session_of.prefill(PROMPT, cache)).all()
     return session_of.layer_arrays(cache)[0][0]
@@ -77,7 +77,7 @@ def test_every_cache_type_rounds_and_runs(cache_dtype: str, exported: Exported) 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_numbers_and_scales_go_through_arrays_bit_by_bit(dtype: str, exported: Exported) -> None:
-    """Also where the model's type would round what they stand for."""
+    """Also where the model's type would round the dequantized values."""
     made = session_of(exported, dtype, "fp8")
     cache = made.empty_cache()
     made.prefill(PROMPT, cache)
@@ -89,7 +89,7 @@ def test_numbers_and_scales_go_through_arrays_bit_by_bit(dtype: str, exported: E
 
 @pytest.mark.parametrize("changes", [{}, {"use_rope": False, "tie_word_embeddings": True}], ids=["own head", "tied"])
 def test_every_weight_is_the_checkpoints(changes: dict[str, Any], exported: Exported) -> None:
-    """Transposed ones stand as in the checkpoint again, and a tied head is the embedding."""
+    """Transposed weights are transposed back, and a tied head is the embedding."""
     checkpoint, artifact = exported(**changes)
     assert artifact.manifest.transposed or changes
     found = load_artifact_model(artifact).state_dict()
@@ -115,7 +115,7 @@ def test_quantized_weights_are_near_the_checkpoints(quantized: Any) -> None:
         assert 0 < error <= 1.01 * float(np.abs(scales).max())
 
 
-def test_what_the_graph_lacks_is_named(exported: Exported) -> None:
+def test_missing_and_misshapen_weights_are_named(exported: Exported) -> None:
     _, artifact = exported()
 
     def with_config(**changes: Any) -> Artifact:

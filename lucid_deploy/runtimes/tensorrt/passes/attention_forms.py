@@ -1,4 +1,4 @@
-"""Write attention as TensorRT takes it: a standard ``Attention`` in the model's type, or products and a softmax."""
+"""Write attention as TensorRT takes it: standard ``Attention`` in the model's type, or ``MatMul`` and ``Softmax``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def standard_attention(model: ir.Model) -> bool:
 
 
 def _visible(graph: ir.Graph, chain: NodeChain, query: ir.Value, mask: ir.Value) -> ir.Value:
-    """Add nodes that say which token sees which, ``(B, 1, N, T)``.
+    """Add nodes that compute which token sees which, bool ``(B, 1, N, T)``.
 
     A new token sees the tokens before it that are not padding, and itself in any case.
 
@@ -126,7 +126,7 @@ def explicit_attention(model: ir.Model) -> bool:
     Result: no such node is left.
 
     Returns:
-        Whether there was one.
+        Whether there was such a node.
     """
     nodes = _attentions(model)
     for node in nodes:
