@@ -1,7 +1,7 @@
-"""Answer a file of prompts with continuous batching; after an interruption the next run adds the missing answers.
+"""Answer a file of prompts with continuous batching; after an interruption, the next run adds the missing answers.
 
-The file of answers has one line for each answered prompt. A record beside it holds hashes of prompts and artifact, and
-the options. A run adds answers to an existing file only if the file's record equals that of the run.
+The answer file has one line for each answered prompt. A record beside it holds the options and hashes of prompts and
+artifact. A run adds answers to an existing file only if the file's record equals that of the run.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class AnswerFile:
-    """Opens a file of answers, new or begun by an earlier run, and locks it if the file system has locks.
+    """Opens an answer file, new or from an interrupted run, and locks it if the file system has locks.
 
-    A last line that a crash left incomplete is cut off; its prompt counts as not answered. The record is a file of the
-    same name with the suffix ``.run.json``.
+    An incomplete last line, as after a crash, is cut off; its prompt counts as not answered. The record is a file of
+    the same name with the suffix ``.run.json``.
 
     Attributes:
         answered: Line numbers of the prompts that have an answer.
@@ -40,11 +40,11 @@ class AnswerFile:
     Args:
         facts: Everything that the answers depend on, for the record.
         lines: Line numbers of all prompts.
-        overwrite: Start anew, and replace the file.
+        overwrite: Start over, and replace the file.
 
     Raises:
-        LucidError: The file cannot be written, another process writes it, or it has answers and its record is missing,
-            unreadable or has other facts.
+        LucidError: The file cannot be written, another process is writing it, or it has answers and its record is
+            missing, unreadable or has other facts.
         CheckFailed: A line of the file is not an answer, answers none of these prompts, or answers one a second time.
     """
 
@@ -70,7 +70,7 @@ class AnswerFile:
         os.close(self._handle)
 
     def write(self, answers: list[dict[str, Any]]) -> None:
-        """Add answers, each with the field ``line``, and wait until the disk has them. LucidError if writing fails."""
+        """Append answers, each with the field ``line``, and flush them to disk; raise a LucidError if that fails."""
         text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         data = memoryview(text.encode("utf-8", "replace"))
         try:
@@ -96,7 +96,7 @@ class AnswerFile:
 
     def _begin(self, facts: dict[str, Any], lines: set[int], overwrite: bool) -> None:
         if overwrite:
-            os.ftruncate(self._handle, 0)  # first: else a crash could leave old answers beside the new record
+            os.ftruncate(self._handle, 0)  # first, or a crash could leave old answers beside the new record
         if os.fstat(self._handle).st_size > 0:
             self._compare(facts)
             self._resume(lines)
@@ -130,7 +130,7 @@ class AnswerFile:
                 answer = json.loads(part)
                 line = answer["line"]
                 if type(line) is not int:
-                    raise TypeError("a line has a whole number")
+                    raise TypeError("the line number is not an integer")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if number == len(parts):  # a crash of the machine can leave a line of zero bytes
                     end -= len(part) + 1
@@ -216,11 +216,11 @@ def answer_prompts(
 
     Args:
         answers: Receives answers in the order in which they are completed; their field ``line`` names the prompt.
-        tokenizer: For prompts and answers as text; None with token ids alone.
-        progress: Called with (answers so far, prompts in all); both include those of earlier runs.
+        tokenizer: For prompts and answers as text; None if prompts are token ids.
+        progress: Called with (answers so far, total prompts), earlier runs included.
 
     Returns:
-        How many tokens the new answers have; tokens after a stop string do not count.
+        Counts of the new answers' tokens, without tokens after a stop string.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
     running: dict[int, _RunningAnswer] = {}
@@ -234,7 +234,7 @@ def answer_prompts(
         complete: list[dict[str, Any]] = []
         for event in batcher.step():
             answer = running.get(event.request)
-            if answer is None:  # a stop string has ended the answer
+            if answer is None:  # a stop string has already ended the answer
                 continue
             if isinstance(event, Token):
                 tokens.generated += 1

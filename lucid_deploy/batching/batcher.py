@@ -1,4 +1,4 @@
-"""Continuous batching over any session: requests start and finish at any step; a step also runs parts of prompts."""
+"""Continuous batching over any session: requests start and finish at any step, and prompts are prefilled in chunks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
 from lucid_deploy.generation.speculation import Chooser, DraftCounts, prepare_speculation, propose
 from lucid_deploy.runtimes.session import Array, Session
 
-# How long a step waits for masks of constraints that are not ready when the model has run. A row whose mask comes
-# later is paused, the others go on. Pausing and resuming copy the row's cache (without a static cache all rows'), so
-# the more often a row was paused, the more steps it stays away.
-GRACE_SHARE = 0.1  # of the model's step …
+# How long a step waits for constraint masks that are not ready when the model has run. A row whose mask takes longer is
+# paused while the others go on. Pausing and resuming copy the row's cache (without a static cache, all caches), so the
+# more often a row has been paused, the longer it stays paused.
+GRACE_SHARE = 0.1  # of the time of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
-ALONE_SECONDS = 0.05  # the wait while no other row could run
-MOST_STEPS_AWAY = 8
+ALONE_SECONDS = 0.05  # wait if no other row could run
+MOST_STEPS_AWAY = 8  # the n-th pause of a row takes at least min(n, this) steps while others run
 # A step runs at most this many prompt tokens for each request, or a chunk if that is more. Our benchmark has 3 prompt
 # tokens for each token of its answers (200 and 64); with 6, half of the steps run no prompt and are short.
 PROMPT_TOKENS_PER_ROW = 6
@@ -39,21 +39,21 @@ class Batcher:
     Args:
         session: Of any runtime. When a request starts or ends, all rows are copied; with a static cache, usually one.
         rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
-            fewest rows; a request whose constraint is still being compiled is passed over. A request that waits for its
+            fewest rows; a request whose constraint is still being compiled is skipped. A request that waits for its
             constraint's mask frees its row, but still counts for its client.
-        prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or 6 for
-            each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
-            cut where the step is full. If cuts change results (:attr:`Session.cuts_matter`) or rings or states are
-            stored, prompts are cut as if they ran alone: at multiples of the attribute, which may be larger than this.
+        prefill_chunk: Most prompt tokens per step while other requests wait for their next token, or 6 for each request
+            if that is more; None: one whole prompt per step. Short prompts share a step, and the last one is cut where
+            the step is full. If cuts change results (:attr:`Session.cuts_matter`) or rings or states are stored,
+            prompts are cut as if they ran alone: at multiples of the attribute, which may exceed the argument.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
-            begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
+            begins like an earlier one, or continues its answer, reuses the stored blocks; 0: off.
         guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
         drafters: Makes a drafter for each request; None: each step decodes one token of every row.
 
     Attributes:
-        drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
+        drafts: Counts of drafted and accepted tokens of all requests, including tokens after stop strings.
         store: The stored prefixes.
-        generated_tokens: ``Token`` events so far, over all requests.
+        generated_tokens: Number of ``Token`` events so far, over all requests.
         prompt_tokens_computed: Prompt tokens that were run; those found in the store are ``prompt_tokens_reused``.
     """
 
@@ -89,39 +89,39 @@ class Batcher:
             self._shares_steps = True
             share = PROMPT_TOKENS_PER_ROW * rows // BLOCK
             if session.cuts_matter and prefill_chunk is not None and share * BLOCK > prefill_chunk:
-                # A chunk is as long as a step's budget, so that one call runs it. Stored prefixes end at such cuts.
+                # Make a chunk as long as a step's budget, so that one call runs it. Stored prefixes end at such cuts.
                 self.prefill_chunk, grain = share * BLOCK, share
         self.store = PrefixStore(session, prefix_tokens, grain)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
-        # Where a prompt is cut must not depend on the prompts beside it if cuts change results: tokens of one call see
-        # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
-        # can be stored at the end of a chunk only, so chunks end at the lengths for which they are to be stored.
+        # If cuts change results, where a prompt is cut must not depend on other prompts: tokens of one call attend to
+        # each other's unrounded rows, and sums in another order differ in half precision. Rings and states can only be
+        # stored at the end of a chunk, so chunks end at the lengths for which they are to be stored.
         self._fixed_cuts = session.cuts_matter or self._stores_states
-        # Until it ends, a request is in one of these four; ``_filling`` is the request whose prompt is running.
+        # Until it ends, a request is in one of these four; ``_filling`` is the request that is being prefilled.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: BatchRow | None = None
         self._running: dict[int, BatchRow] = {}
         self._paused: dict[int, BatchRow] = {}
         self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
         self._pool = make_rows(session, rows)  # caches of the running rows
-        self._beside: list[int] = []  # tokens of the filling prompt that run together with this step's rows
-        self._cancelled: dict[int, None] = {}  # in the order of the calls of cancel
+        self._beside: list[int] = []  # prompt tokens of ``_filling`` that run together with this step's rows
+        self._cancelled: dict[int, None] = {}  # requests to cancel in the next step, in order
         self._next = 0
         self._steps = 0
 
     @property
     def waiting(self) -> int:
-        """Requests that have not started."""
+        """Number of requests that have not started."""
         return len(self._waiting)
 
     @property
     def active(self) -> int:
-        """Requests that have started: those whose prompt runs, those that decode and those that are paused."""
+        """Number of requests that have started and not finished: prefilling, decoding or paused."""
         return len(self._active_rows)
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens in the caches of requests that have started."""
+        """Number of tokens in the caches of active requests."""
         return sum(len(row.ids) for row in self._active_rows)
 
     @property
@@ -130,16 +130,16 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Whether a step would do nothing."""
+        """Whether there are no requests, so that a step would do nothing."""
         return not (self._waiting or self.active)
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens in the store of prefixes."""
+        """Number of tokens in the prefix store."""
         return self.store.tokens
 
     def submit(self, request: Request) -> int:
-        """Queue a request; return its number, which all of its events carry."""
+        """Queue a request; return its number, by which its events refer to it."""
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
             raise LucidError("The request has a constraint; create the Batcher with guides, which enforce constraints.")
@@ -150,25 +150,25 @@ class Batcher:
         return number
 
     def cancel(self, number: int) -> None:
-        """End a request in the next step, which frees its row; numbers that are unknown or finished are ignored."""
+        """End a request in the next step, which frees its row; ignore numbers that are unknown or finished."""
         filling = [row.number for row in (self._filling,) if row is not None]
         if any(number in place for place in (self._waiting, filling, self._running, self._paused)):
             self._cancelled[number] = None
 
     def step(self) -> list[Event]:
-        """Do a piece of work: a step's share of prompts, then one token of every running row, or several with drafts.
+        """Run one step: some prompt tokens, then one token of every running row, or several with drafts.
 
         Returns:
-            The events, in order; none when idle. A request that fails by itself (logits that are not finite) finishes
+            The events, in order; none when idle. A request that fails (such as by logits that are not finite) finishes
             with ``error``, one whose constraint cannot be met or is too costly with ``refused``; the others go on.
         """
         return [event for part in self.parts() for event in part]
 
     def parts(self) -> Iterator[list[Event]]:
-        """Do a piece of work as :meth:`step` does, and yield events as soon as they are known.
+        """Run one step as :meth:`step` does, and yield events as soon as they are known.
 
-        The first token after a prompt comes before the next prompt runs and before the rows' step, unless the end of
-        the prompt runs together with the rows. Take all parts before calling anything else.
+        The first token after a prompt is yielded before the next prompt and the running rows run, unless the end of the
+        prompt runs together with the rows. Exhaust the iterator before calling other methods.
         """
         events: list[Event] = []
         self._steps += 1
@@ -185,7 +185,7 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run this step's prompt tokens, the last perhaps with the rows (``_beside``); yield after each first token."""
+        """Run this step's prompt tokens, or leave the last ones to ``_beside``; yield after each first token."""
         budget = self._prompt_budget()
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -234,7 +234,7 @@ class Batcher:
     def _prompt_budget(self) -> int | None:
         """Return how many prompt tokens may run in this step; None: one whole prompt.
 
-        The more requests have a row or could have one, the more may run: steps are longer then, and more prompts come.
+        The budget grows with the requests that have or could have a row: steps get longer, and more prompts arrive.
         """
         chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
         if chunk is None:
@@ -245,7 +245,7 @@ class Batcher:
     def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
         done, end = len(row.ids), len(row.request.prompt_ids)
-        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # else 1 call a step: each reads all weights
+        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # one call per step: it reads all weights
         if chunk is not None:
             end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
@@ -253,7 +253,7 @@ class Batcher:
 
     @staticmethod
     def _last_border(row: BatchRow) -> int:
-        """Return the end of a prompt's last whole block that can be reused: the prompt's last token has to run."""
+        """Return the end of a prompt's last whole block without its last token, which always has to run."""
         return (len(row.request.prompt_ids) - 1) // BLOCK * BLOCK
 
     def _start_next(self, events: list[Event]) -> bool:
@@ -267,7 +267,7 @@ class Batcher:
             except LucidError as error:
                 self._end(number, Finished(number, "refused", str(error)), events)
                 continue
-            most = len(request.prompt_ids) - 1  # the last token gives the logits
+            most = len(request.prompt_ids) - 1  # the last token has to run, for its logits
             adapter = self.session.adapter_id(request.adapter)
             cache, blocks = self.store.find(request.prompt_ids, most, request.cache_owner, adapter)
             ids = list(request.prompt_ids[: cache.length])
@@ -294,23 +294,23 @@ class Batcher:
         return len(self._running) + (self._filling is not None) < self.rows
 
     def _next_in_line(self) -> list[int]:
-        """Return the waiting requests that may start, those of the client with the fewest rows first."""
+        """Return the waiting requests that may start, those of clients with the fewest rows first."""
         rows = self._active_rows
-        if not self._has_free_row or len(rows) >= 2 * self.rows:  # bounds the caches of paused rows
+        if not self._has_free_row or len(rows) >= 2 * self.rows:  # bounds the memory of paused rows' caches
             return []
         held = Counter(row.request.client for row in rows)
         found = [number for number, request in self._waiting.items() if held[request.client] < self.rows]
         return sorted(found, key=lambda number: held[self._waiting[number].client])
 
     def _store_beginning(self, row: BatchRow) -> None:
-        """Store a prompt with rings or states as it runs: after 1, 2, 4, … chunks and at its last block border."""
+        """With rings or states, store the prompt so far after 1, 2, 4, … chunks and at :meth:`_last_border`."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         is_stored = not rest and not chunks & (chunks - 1)
         if self._stores_states and (is_stored or len(row.ids) == self._last_border(row)):
             self._store_row(row)
 
     def _start_drafter(self, row: BatchRow) -> None:
-        """Give a row its drafter, which reads the prompt."""
+        """Create a row's drafter, if there are drafters, and pass it the prompt."""
         if self._drafters is None:
             return
         row.drafter = self._drafters()
@@ -319,7 +319,7 @@ class Batcher:
         row.drafter.add(row.request.prompt_ids)
 
     def _take_first(self, row: BatchRow, logits: Array, events: list[Event]) -> None:
-        """Choose the first token after a prompt and store the prompt's cache; the row then decodes, waits or ends."""
+        """Choose the first token after a prompt and store the prompt's cache; then let the row decode, pause or end."""
         row.next = row.ids.pop()
         self._set_deadline(0.0)
         end = self._take(row, [], logits, events)
@@ -335,7 +335,7 @@ class Batcher:
             self._paused[row.number] = row
 
     def _run_rows(self, events: list[Event]) -> None:
-        """Run one token of each running row, followed by its drafts, and choose the next tokens."""
+        """Run each running row's newest token and its drafts, and choose the next tokens."""
         if not self._running:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
@@ -363,7 +363,7 @@ class Batcher:
             self._finish_part(self._filling, part, first, events)
 
     def _run_beside(self, tokens: dict[int, list[int]], events: list[Event]) -> tuple[dict[int, Array], Array | None]:
-        """Run the rows together with a part of the prompt; return the logits of both, None for a prompt that failed."""
+        """Run the rows together with ``_beside``; return the logits of both, or None for a prompt that failed."""
         row = self._filling
         assert isinstance(self._pool, StaticRows) and row is not None and row.cache is not None
         try:
@@ -391,7 +391,7 @@ class Batcher:
         self._chooser.deadline = time.monotonic() + seconds
 
     def _pause(self, row: BatchRow) -> None:
-        """Take a row whose mask is not ready out of the running ones."""
+        """Pause a running row whose mask is not ready."""
         row.cache = self.session.fork(self._pool.view(row.number))
         row.pauses += 1
         row.resume_at = self._steps + min(row.pauses, MOST_STEPS_AWAY)
@@ -399,7 +399,7 @@ class Batcher:
         self._paused[row.number] = self._running.pop(row.number)
 
     def _resume(self, events: list[Event]) -> None:
-        """Resume paused rows if their masks are ready, their steps away are over (or no row runs) and rows are free."""
+        """Resume paused rows with ready masks, if their pause is over (or no row runs) and a row is free."""
         self._set_deadline(0.0)
         for row in list(self._paused.values()):
             assert row.guide is not None and row.pending is not None
@@ -416,7 +416,7 @@ class Batcher:
                 self._let_decode(row)
 
     def _wait_for_guides(self) -> None:
-        """Wait a little for any mask or compiled constraint that a request needs to go on."""
+        """Wait briefly for any mask or compiled constraint that a request needs to continue."""
         needed = [row.guide.mask for row in self._paused.values() if row.guide is not None]
         needed += [self._opened[each] for each in self._next_in_line() if each in self._opened]  # type: ignore[misc]
         if needed:
@@ -429,7 +429,7 @@ class Batcher:
         self._running[row.number] = row
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
-        """Remove a request, add its end to the events; store the cache of a running or paused row unless it failed."""
+        """Remove a request and add its end to the events; store a running or paused row's cache unless it failed."""
         row = self._running.get(number) or self._paused.pop(number, None)
         if row is not None:
             if not end.failed:

@@ -1,4 +1,4 @@
-"""A file of prompts: JSON Lines, one object a line; all of it is checked before any of it runs."""
+"""Prompt files in JSON Lines, one object per line; all lines are checked before any prompt runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes.session import Session
 
-_SHOWN = 10  # most faults that a message names
-_BY_TEXT = ("logit_bias", "bad_words")  # fields of Sampling that have another type in a line
+_SHOWN = 10  # most invalid lines that a message lists
+_BY_TEXT = ("logit_bias", "bad_words")  # fields that have another type in Sampling than in a line
 _EXAMPLE = '{"prompt": "text"}'
 
 
@@ -39,7 +39,7 @@ _StopText = Annotated[str, Meta(min_length=1)]
 
 
 class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A line of the file, as it is written. null is the same as leaving a field out."""
+    """The fields of a line. null is the same as leaving a field out."""
 
     id: str | int | None = None
     prompt: str | None = None
@@ -65,7 +65,7 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class PromptDefaults:
-    """The values of fields that a line leaves out; ``stop_at_eos`` is for all prompts."""
+    """Values for the fields that a line leaves out; ``stop_at_eos`` applies to all prompts."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -95,7 +95,7 @@ class Prompt:
     adapter: str | None = None
 
     def request(self, tokenizer: TextTokenizer | None) -> Request:
-        """Return the request for the batcher, with the text tokenized."""
+        """Return the request for the batcher; tokenize the prompt if it is text."""
         if self.ids is not None:
             ids = list(self.ids)
         else:
@@ -120,7 +120,7 @@ class PromptFile:
 
 
 def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
-    """Read a file; skip blank lines, but count them. LucidError if it is unreadable, or has no or invalid prompts."""
+    """Read a prompt file; blank lines are skipped, but counted. LucidError if it is unreadable, invalid or empty."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -128,7 +128,7 @@ def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
         raise LucidError(f"The prompts {path} cannot be read: {error.strerror or error}.") from error
 
     def parsed() -> Iterator[tuple[int, Callable[[], Prompt]]]:
-        text = content.removeprefix(codecs.BOM_UTF8)  # Windows' programs write it, and RFC 8259 lets a parser ignore it
+        text = content.removeprefix(codecs.BOM_UTF8)  # written by Windows' programs; RFC 8259 lets parsers ignore it
         for number, line in enumerate(text.split(b"\n"), start=1):
             if line.strip():
                 yield number, lambda number=number, line=line: _prompt(number, line, defaults)  # type: ignore[misc]
@@ -144,7 +144,7 @@ def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
 
 
 def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
-    """Check that the model can run every prompt (tokens, length, adapter); raise a LucidError that lists faults."""
+    """Check that the model can run every prompt (tokens, length, adapter); raise a LucidError that lists errors."""
 
     def check(prompt: Prompt) -> None:
         if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words or prompt.constraint):
@@ -157,7 +157,7 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
 
 
 def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any]:
-    """Call each line's function and return the results; if any fail, raise one error that lists the first of them."""
+    """Call each line's function and return the results; if any fail, raise an error that lists the first few."""
     done, faults, count = [], [], 0
     for number, step in steps:
         try:

@@ -1,4 +1,4 @@
-"""Requests to a batcher, their state while they run, and the events that the batcher returns."""
+"""Requests to a batcher, their state while they run, and the events that it returns for them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Request:
         sampling: How tokens are chosen. With a seed, other requests can change tokens only through rounding.
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer (that token is not returned).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
-        cache_owner: Stored prefixes are reused among requests of one owner only.
+        cache_owner: Stored prefixes are only reused among requests of the same owner.
         adapter: Name of the adapter that the request runs with; None: the session's default.
-        client: Who sent the request; rows go to waiting clients in turn.
-        constraint: The form of the answer, which ends when nothing can follow, or at an end-of-sequence token if the
-            text is complete.
+        client: Who sent the request; waiting clients get rows in turn.
+        constraint: The grammar of the answer, which ends when nothing can follow, or at an end-of-sequence token if
+            the text is complete.
     """
 
     prompt_ids: list[int]
@@ -42,7 +42,7 @@ class Request:
     adapter: str | None = None
 
     def check(self, session: Session) -> None:
-        """Refuse a request that a session cannot run."""
+        """Raise a LucidError if a session cannot run the request."""
         if self.adapter is not None:
             session.adapter_id(self.adapter)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
@@ -59,10 +59,10 @@ class Token:
     Attributes:
         request: The request's number.
         logprob: Natural logarithm of the token's probability, by the softmax of the model's logits, before penalties,
-            biases, constraint, temperature and filters; None if not asked for.
-        top: The ``top_logprobs`` most likely tokens and their log-probabilities, best first.
+            biases, constraint, temperature and filters; None if not requested.
+        top: The ``top_logprobs`` most likely tokens and their log-probabilities, the likeliest first.
         drafted: Whether the token is an accepted draft.
-        reused: Prompt tokens that a stored prefix held.
+        reused: Number of prompt tokens taken from a stored prefix.
     """
 
     request: int
@@ -83,7 +83,7 @@ class Finished:
             left), ``cancelled``, ``refused`` (constraint and bad words leave no token, or the constraint does not
             compile or takes too long) or ``error``.
         error: What went wrong, with ``error`` and ``refused``.
-        reused: Prompt tokens that a stored prefix held.
+        reused: Number of prompt tokens taken from a stored prefix.
     """
 
     request: int
@@ -105,11 +105,11 @@ class BatchRow(Row):
     """The state of a request that has started.
 
     Attributes:
-        cache: The row's own cache while its prompt runs or it is paused; None while it is one of the running rows.
+        cache: The row's own cache while its prompt is prefilled or it is paused; None while it is in the batch.
         blocks: The stored blocks that the prompt began with.
-        reused: How many tokens these blocks hold.
-        pauses: How often the row was taken out of the running rows to wait for its guide's mask.
-        resume_at: Number of the step from which on the row may resume; earlier if no row runs.
+        reused: Number of tokens in these blocks.
+        pauses: How often the row was taken out of the batch to wait for its guide's mask.
+        resume_at: First step in which the row may resume; earlier if no row runs.
     """
 
     number: int
@@ -129,7 +129,7 @@ class BatchRow(Row):
 
 
 def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    """Return the log-probability of a token, and the most likely tokens with theirs; None and () if ``top`` is None."""
+    """Return a token's log-probability, and the ``top`` likeliest tokens with theirs; (None, ()) if ``top`` is None."""
     if top is None:
         return None, ()
     shifted = logits.astype(np.float64) - logits.max()
@@ -138,7 +138,7 @@ def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float
 
 
 def largest(values: Array, count: int) -> Array:
-    """Return the indices of the largest values, the largest first; of equal ones the first comes first."""
+    """Return the indices of the ``count`` largest values in descending order, equal ones by index."""
     if not 0 < count < len(values):
         return np.argsort(-values, kind="stable")[:count] if count else np.zeros(0, np.int64)
     candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])  # sorting a whole vocabulary is slow

@@ -1,8 +1,8 @@
-"""The running rows of a batch: caches of different lengths that decode together.
+"""The running rows of a batch, which decode together although their caches differ in length.
 
 :class:`StaticRows`, for sessions that decode in place, keeps one set of buffers; each row has its own ``cache_length``,
-and a request that starts or finishes copies at most one row (all if buffers are resized). :class:`MergedRows`, for all
-other sessions, copies all rows into one left-padded cache in the step after a request starts or finishes.
+and when a request starts or finishes, at most one row is copied (all if buffers are resized). :class:`MergedRows`, for
+all other sessions, copies all rows into one left-padded cache in the step after a request starts or finishes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
 GRAIN = 256  # tokens; the length of new buffers is a multiple of this …
-_SPARE = 8  # … and at least 1 / 8 more than the longest row's length, so that copying stays cheap per token
-_SHRINK = 2  # buffers that are longer by more than this factor are replaced: each step reads whole buffers
+_SPARE = 8  # … and at least 1 / 8 more than the longest row, so that resizing stays cheap per token
+_SHRINK = 2  # buffers more than this factor longer than needed are replaced, because each step reads whole buffers
 
 
 class Rows(ABC):
@@ -35,7 +35,7 @@ class Rows(ABC):
 
     @abstractmethod
     def view(self, key: int) -> Cache[Any]:
-        """Return a row's cache, which may share memory with the running rows: copy it before the next step."""
+        """Return a row's cache, which may share memory with the running rows: copy it to use it after the next step."""
 
     @abstractmethod
     def run(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
@@ -47,11 +47,11 @@ class Rows(ABC):
 
     @abstractmethod
     def keep(self, kept: dict[int, int]) -> None:
-        """Keep the first ``kept[key]`` of the tokens that :meth:`run` has just run in each row, and drop the others."""
+        """Keep the first ``kept[key]`` tokens that the last :meth:`run` added to each row, and drop the others."""
 
 
 def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
-    """Return token ids, int64 ``(rows, most tokens)``, zeros after shorter rows, and a mask that is False there."""
+    """Return token ids padded on the right with zeros, int64 ``(rows, most tokens)``, and a mask, False at padding."""
     lengths = np.array([len(row) for row in tokens])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
@@ -71,8 +71,8 @@ class MergedRows(Rows):
         self._session = session
         self._keys: list[int] = []  # in the order of the cache's rows
         self._cache: Cache[Any] | None = None
-        self._joined: dict[int, Cache[Any]] = {}
-        self._left: set[int] = set()
+        self._joined: dict[int, Cache[Any]] = {}  # rows to add before the next run
+        self._left: set[int] = set()  # rows to remove before the next run
         self._ran = 0  # columns of the last run …
         self._is_sound = True  # … and whether all logits of the last run of several columns are finite
 
@@ -121,26 +121,26 @@ class MergedRows(Rows):
 
 
 class StaticRows(Rows):
-    """Rows in buffers, keys with shape ``(rows, KV heads, room, width)``, each row with a length of its own.
+    """Rows in static buffers, K with shape ``(rows, KV heads, room, width)``, each row with its own length.
 
-    Active rows come first, so that a step runs as many rows as there are. When a request finishes, its slot goes to a
-    request that starts before the next step, otherwise to the last row. Memory that no row used yet is not resident.
+    Active rows come first, so that a step runs no empty slots. When a request finishes, its slot goes to a request that
+    starts before the next step, otherwise to the last row. Memory that no row has used yet is not resident.
     """
 
     def __init__(self, decoding: StaticSession, rows: int) -> None:
         self._decoding = decoding
-        self._slots: list[int | None] = []  # the key in each slot; None: the slot is free, a hole
+        self._slots: list[int | None] = []  # the key in each slot; None: a free slot between used ones (a hole)
         self._lengths = np.zeros((rows,), np.int64)
         self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
         self._layers: list[tuple[Array, ...]] = []
-        self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, tokens of each, and ``shared``
-        self._ran = 0  # columns of the last run by :meth:`run`
+        self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, tokens per row, and ``shared``
+        self._ran = 0  # columns of the last call of :meth:`run`
         self._rows = rows
 
     @property
     def room(self) -> int:
-        """Tokens that the buffers have room for in each row."""
+        """Number of tokens that the buffers have room for in each row."""
         return int(self._mask.shape[1])
 
     def join(self, key: int, cache: Cache[Any]) -> None:
@@ -177,7 +177,7 @@ class StaticRows(Rows):
     def run_beside(
         self, tokens: dict[int, list[int]], prompt: list[int], cache: Cache[Any]
     ) -> tuple[dict[int, Array], Array]:
-        """Run a token of every row as :meth:`run` does, and in the same run the next tokens of the prompt of ``cache``.
+        """Run a token of every row as :meth:`run` does and, in the same run, the next prompt tokens after ``cache``.
 
         Returns:
             What :meth:`run` returns, and the logits of the prompt's last token, float ``(1, vocab)``.
@@ -190,7 +190,7 @@ class StaticRows(Rows):
     def _bound_step(self, tokens: dict[int, list[int]], shared: bool = False) -> tuple[BoundStep, list[int]]:
         """Return a step with the rows' tokens in it, and the rows' keys in the order of slots."""
         keys = self._close_holes()
-        ids, _ = _padded([tokens[key] for key in keys])  # nothing sees the padding behind a row's own tokens
+        ids, _ = _padded([tokens[key] for key in keys])  # no token attends to the padding, which is on the right
         count, n = ids.shape
         self._make_room(int(self._lengths[:count].max()) + n, self._layers)
         if (count, n, shared) not in self._steps:
@@ -211,7 +211,7 @@ class StaticRows(Rows):
             start = int(self._lengths[slot])
             if start < end:
                 for layer in self._layers:
-                    for buffer in layer:  # all are of the sort rows: layers with other sorts get no drafts
+                    for buffer in layer:  # all of the sort rows: models with rings or states get no drafts
                         buffer[slot, :, start:end] = 0  # masking multiplies by 0, and 0 · NaN is NaN
 
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
@@ -236,7 +236,7 @@ class StaticRows(Rows):
         return [key for key in self._slots if key is not None]
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:
-        """Make buffers longer if a row of ``tokens`` does not fit, or shorter if far too long; types as in ``like``."""
+        """Grow the buffers if ``tokens`` do not fit in a row, or shrink them if far too long; dtypes as in ``like``."""
         taken = [slot for slot, key in enumerate(self._slots) if key is not None]
         longest = max([tokens, *(int(self._lengths[slot]) + 1 for slot in taken)])
         room = -(-(longest + max(longest // _SPARE, 1)) // GRAIN) * GRAIN

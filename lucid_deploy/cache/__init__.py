@@ -1,1 +1,1 @@
-"""What a cache is made of, and how its tensors are stored; nothing here knows a model or a session."""
+"""The tensors of a cache and their storage formats, independent of models and sessions."""

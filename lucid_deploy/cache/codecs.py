@@ -1,4 +1,4 @@
-"""Store K and Y (with standard attention K and V) in the cache of the PyTorch model and of graphs traced from it.
+"""Convert K and Y (with standard attention K and V) to the cache's type and back, in PyTorch and in traced graphs.
 
 The new tokens of a call attend to each other's rows unrounded, and to rows of earlier calls as they were stored.
 ``lucid_deploy.cache.storage`` describes the types.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lucid_deploy.cache.storage import E4M3_MAX, LEVELS, SCALED
 
-LayerCache = tuple[Tensor, ...]  # K, Y and, with int8 and fp8, their scales; each (B, KV, T, ·)
+LayerCache = tuple[Tensor, ...]  # K, Y and, with int8 and fp8, their scales; each (B, KV heads, T, ·)
 
 
 class CacheCodec:
@@ -20,7 +20,7 @@ class CacheCodec:
     exact = True  # decoding returns exactly what was encoded
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
-        """Convert rows of K and Y, ``(B, KV, N, D)``, to the stored form."""
+        """Convert rows of K and Y, ``(B, KV heads, N, D)``, to the stored form."""
         return k, y
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ class CacheCodec:
         return k, y
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        """Return a tensor's cached rows followed by new ones, both as stored: ``(B, KV, P + N, ·)``."""
+        """Concatenate a tensor's cached rows and new ones, both in stored form: ``(B, KV, P + N, ·)``."""
         return torch.cat([past, new], dim=2)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> LayerCache:
@@ -51,10 +51,10 @@ class Float16Codec(CacheCodec):
 
 
 class ScaledCodec(CacheCodec):
-    """Store each row of a head as 8-bit values and one float32 scale: the row's largest magnitude / ``largest``."""
+    """Store each row of a head as 8-bit numbers and a float32 scale: the row's largest magnitude / ``largest``."""
 
     exact = False
-    largest: float  # largest 8-bit value in use
+    largest: float  # largest 8-bit number used
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
         # returns (B, KV, N, D) twice, then the scales (B, KV, N, 1) twice
@@ -72,14 +72,14 @@ class ScaledCodec(CacheCodec):
         return self._round(rows / torch.where(scale > 0, scale, 1.0)), scale  # a row of zeros has the scale 0
 
     def _round(self, shares: Tensor) -> Tensor:
-        """Round each value to the nearest one of the 8-bit type, within ±``largest``."""
+        """Round values to the nearest numbers of the 8-bit type, within ±``largest``."""
         raise NotImplementedError
 
 
 class Int8Codec(ScaledCodec):
-    """Store rows as whole numbers −127 … 127."""
+    """Store rows as integers −127 … 127."""
 
-    largest = float(LEVELS)  # a float, because an int would become one more node in the exported graph
+    largest = float(LEVELS)  # a float, because an int would add a node to the exported graph
 
     def _round(self, shares: Tensor) -> Tensor:
         return torch.round(shares).clamp(-self.largest, self.largest).to(torch.int8)
@@ -91,7 +91,7 @@ class Float8Codec(ScaledCodec):
     largest = E4M3_MAX
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        # ONNX cannot concatenate FP8, so this goes through float16, which represents every E4M3 value exactly
+        # ONNX cannot concatenate FP8, so concatenate in float16, which represents every E4M3 value exactly
         if past.dtype != torch.float8_e4m3fn:
             return super().join(past, new)
         return super().join(past.to(torch.float16), new.to(torch.float16)).to(torch.float8_e4m3fn)

@@ -1,19 +1,17 @@
 """Describe the tensors that an attention layer caches, and convert their rows to and from the stored type in numpy.
 
-==========  ===========================================================================================
-``float32`` and other float types: the values, rounded to that type.
-``int8``    whole numbers −127 … 127, and for every row (token and head) a float32 scale in a tensor of its
-            own, ``{name}_scale``: the row's largest magnitude over 127. A value is its whole number times the scale.
-``fp8``     numbers of E4M3 (ONNX's ``FLOAT8E4M3FN``, largest 448) with scales as for int8: the row's largest magnitude
-            over 448. numpy has no such type: arrays hold the codes, as uint8.
-==========  ===========================================================================================
+- ``float32`` and other float types: the values, rounded to that type.
+- ``int8``: integers −127 … 127, and for every row (token and head) a float32 scale in a separate tensor,
+  ``{name}_scale``: the row's largest magnitude / 127. A value is its integer times the scale.
+- ``fp8``: E4M3 numbers (ONNX's ``FLOAT8E4M3FN``, largest 448), with scales as for int8: the row's largest magnitude /
+  448. numpy has no such type, so arrays hold the codes as uint8.
 
-``lucid_deploy.cache.codecs`` does the same in PyTorch, and so do the graphs. A layer's tensors always come in the order
-of its layout: K, Y and, with int8 and fp8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
+``lucid_deploy.cache.codecs`` does the same in PyTorch, and so do the graphs. A layer's tensors always have the order
+of its layout: K, Y and, with int8 and fp8, the scales of K and of Y; all are ``(B, KV heads, T, ·)``.
 
-If any value of a row is not finite, neither is its scale, so all values read back are not finite. A row so small that
-its scale is 0 reads back as zeros. If a scale is subnormal, rounding could exceed the largest number of the type, so
-numbers are clipped to it.
+If a value of a row is not finite, its scale is not either, so no value reads back as finite. A row so small that its
+scale is 0 reads back as zeros. With a subnormal scale, rounded numbers could exceed the type's largest, so they are
+clipped to it.
 """
 
 from __future__ import annotations
@@ -26,14 +24,14 @@ from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, LayerLayo
 from lucid_deploy.errors import LucidError
 
 CACHE_DTYPES = ("auto", "float16", "int8", "fp8")  # auto: the model's type
-SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # cache types with a scale for each row: the dtype of their numbers
+SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # cache types with a scale for each row → dtype of their numbers
 E4M3_MAX = 448.0
-LEVELS = 127  # largest int8 number used; −128 is not, so that the range is symmetric
-SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
+LEVELS = 127  # largest int8 number used; −128 is not used, so that the range is symmetric
+SCALE = "_scale"  # suffix in the name of a tensor that holds the scales of another one
 
 
 def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
-    """Return the tensors of an attention layer, for ``int8``, ``fp8``, or the float type of keys and values."""
+    """Return the tensors that an attention layer caches as ``int8``, ``fp8`` or the given float type."""
     names = ("key", "value")
     rows = tuple(CacheTensor(name, SCALED.get(cache_dtype, cache_dtype), (heads, width)) for name in names)
     if cache_dtype not in SCALED:
@@ -42,32 +40,32 @@ def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
 
 
 def decoded_layout(layer: LayerLayout) -> LayerLayout:
-    """Return the tensors that ``decode_layer`` returns: all but scales."""
+    """Return the layout of what ``decode_layer`` returns: all tensors except scales."""
     names = {tensor.name for tensor in layer}
     return tuple(tensor for tensor in layer if tensor.name.removesuffix(SCALE) not in names - {tensor.name})
 
 
 def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
-    """Raise a LucidError unless the decoded arrays of each layer have the shapes that the cache layout gives them."""
+    """Raise a LucidError unless each layer's decoded arrays have the shapes of the cache layout."""
     if len(arrays) != len(layout):
-        raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
+        raise LucidError(f"The given cache is another model's: it has {len(arrays)} layers, this model {len(layout)}.")
     for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
         wanted = {tensor.name: tensor.batch_shape(batch, tokens) for tensor in layer}
         if len(given) != len(wanted):
             raise LucidError(
-                f"Layer {index} of the given cache has {len(given)} tensors, this model keeps {', '.join(wanted)}: it "
-                "is of another model."
+                f"Layer {index} of the given cache has {len(given)} tensors, this model caches {', '.join(wanted)}: "
+                "the cache is another model's."
             )
         for (name, shape), array in zip(wanted.items(), given, strict=True):
             if array.shape != shape:
                 raise LucidError(
-                    f"{name} of layer {index} in the given cache has shape {array.shape}, this model keeps {shape} for "
-                    f"{batch} rows of {tokens} tokens: it is of another model, or another text."
+                    f"{name} of layer {index} in the given cache has shape {array.shape}, but this model needs {shape} "
+                    f"for {batch} rows of {tokens} tokens: the cache is another model's, or another text's."
                 )
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:
-    """Return the type in which K and Y are stored, for ``auto`` the model's ``dtype``; refuse an unsupported one."""
+    """Return the type that K and Y are stored in, for ``auto`` the model's ``dtype``; LucidError if unsupported."""
     if requested not in CACHE_DTYPES:
         raise LucidError(f"cache dtype must be {', '.join(CACHE_DTYPES)}, not {requested!r}.")
     if requested not in ("auto", "fp8") and dtype == "bfloat16":
@@ -93,7 +91,7 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 
 def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Convert stored tensors back: scales are applied, float16 becomes float32, and other types stay as they are."""
+    """Convert stored tensors back: apply scales and convert float16 to float32; other types stay as they are."""
     named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
     return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
 

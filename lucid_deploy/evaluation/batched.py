@@ -1,6 +1,6 @@
 """Generate from many prompts, and score many continuations, in batches, with any session.
 
-Prompts are given in groups; tokens that all prompts of a group begin with are run once. Shapes: B rows, N new tokens.
+Prompts are given in groups; the common prefix of a group's prompts is run once. Shapes: B rows, N new tokens.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-LOGITS = 1 << 26  # most elements in the logits of one run: a quarter of a GiB in float32
+LOGITS = 1 << 26  # most elements in the logits of one run: 256 MiB in float32
 Ids = list[int]
 
 
 @dataclass
 class Wave:
-    """At most one prompt of each of B groups, ready to run after the tokens that its group shares."""
+    """At most one prompt of each of B groups, ready to run after the common prefix of its group."""
 
-    cache: Cache[Any]  # holds the shared tokens; this wave may change it
+    cache: Cache[Any]  # holds the common prefixes; not used by other waves
     input_ids: Array  # the remaining tokens, padded on the left, int64 (B, N)
     mask: Array  # False at padding, bool (B, N)
-    members: list[tuple[int, int] | None]  # for each row its group and its place there; None for a row of padding
+    members: list[tuple[int, int] | None]  # each row's group and its index in the group; None for a row of padding
 
 
 def generate(
@@ -37,16 +37,16 @@ def generate(
     sampling: Sampling | None = None,
     stop: Callable[[Ids], bool] | None = None,
 ) -> Iterator[tuple[int, int, Ids]]:
-    """Yield the group, the place in the group and the new tokens of each prompt, batch by batch.
+    """Yield each prompt's group, its index in the group and its new tokens, batch by batch.
 
     An answer ends before an end-of-sequence token, where ``stop`` is true, or after ``max_new_tokens``.
 
     Args:
-        groups: Prompts as token ids; those of a group begin with the same tokens.
-        max_new_tokens: Most tokens to generate for each.
+        groups: Prompts as token ids, grouped by common prefix.
+        max_new_tokens: Most tokens to generate for each prompt.
         batch: Most groups to run at once.
         sampling: How tokens are chosen; None: greedily.
-        stop: Called with a prompt's new tokens; true ends the answer.
+        stop: Called with a prompt's new tokens; returns True to end the answer.
     """
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
@@ -99,7 +99,7 @@ def log_likelihoods(
 
 
 def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list[tuple[float, bool]]:
-    """Return each row's log-likelihood, and whether its n tokens are greedy; column N − n + j predicts token j."""
+    """Return each row's log-likelihood and whether its n tokens are greedy; column N − n + j predicts token j."""
     width = wave.input_ids.shape[1]
     first = width - max(len(row) for row in continuations)  # no logits are needed before this column
     sums, greedy = np.zeros(len(continuations)), np.ones(len(continuations), dtype=bool)
@@ -123,7 +123,7 @@ def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list
 
 
 def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int, Array]]:
-    """Yield the logits of the columns from ``first`` on in pieces, each as its first column and ``(B, n, vocab)``."""
+    """Yield the logits of the columns from ``first`` on in pieces: the piece's first column and ``(B, n, vocab)``."""
     ids, mask, cache, chunk = wave.input_ids, wave.mask, wave.cache, session.prefill_chunk
     rows, width = ids.shape
     if first == width - 1:  # every graph gives the logits of the last token
@@ -140,7 +140,7 @@ def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int
 def _waves(
     session: Session[Any], groups: Sequence[Sequence[Ids]], tails: Sequence[Sequence[int]], batch: int, room: int = 0
 ) -> Iterator[Wave]:
-    """Run the tokens that each group shares, and yield the remaining ones in waves with ``room`` for new tokens."""
+    """Run each group's common prefix, and yield the remaining tokens in waves, with ``room`` for new tokens."""
     if batch < 1:
         raise LucidError(f"A batch must hold at least one row, not {batch}.")
     batch = min(batch, session.batch_limit or batch)
@@ -150,7 +150,7 @@ def _waves(
         session.check_length(len(ids) + room)
     shared = [_shared_length(group, tail) for group, tail in zip(groups, tails, strict=True)]
     longest = [max(map(len, group)) for group in groups]
-    # Groups with most prompts first, and of equally large ones those that share most tokens: lack of memory shows soon.
+    # Largest groups first, then those with the longest common prefix, so that running out of memory shows early.
     order = sorted(range(len(groups)), key=lambda g: (-len(groups[g]), -shared[g], -longest[g], g))
     while order:
         count = 1
@@ -170,9 +170,9 @@ def _waves(
 
 
 def _shared_length(group: Sequence[Ids], tails: Sequence[int]) -> int:
-    """Return how many tokens to run once for a group: the common beginning, without each prompt's last (``tails``)."""
+    """Return the length of a group's common prefix, not counting the last ``tails`` tokens of each prompt."""
     if len(group) == 1 and tails[0] == 1:
-        return 0  # one run does it all
+        return 0  # a single prompt that only needs its last logits takes one run
     length = min(len(ids) - tail for ids, tail in zip(group, tails, strict=True))
     for ids in group[1:]:
         length = next((i for i in range(length) if ids[i] != group[0][i]), length)
@@ -180,7 +180,7 @@ def _shared_length(group: Sequence[Ids], tails: Sequence[int]) -> int:
 
 
 def _fits(session: Session[Any], chosen: list[int], shared: list[int], longest: list[int], room: int) -> bool:
-    """Return whether groups can run side by side: padding counts towards the context."""
+    """Return whether groups fit in one batch; padding counts towards the context."""
     limit = session.context_limit
     width = max(shared[g] for g in chosen) + max(longest[g] - shared[g] for g in chosen)
     return limit is None or width + room <= limit

@@ -1,4 +1,4 @@
-"""Run tasks of lm-evaluation-harness on a model, keep what each document scored, and compare two models."""
+"""Run tasks of lm-evaluation-harness on a model, record each document's scores, and compare two models."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
 RESAMPLES = 10_000  # bootstrap samples for the interval of the difference between two models
-_SEED = 0  # of these resamples: the same scores give the same interval
-_OTHER_LENGTH = -1  # RULER's tasks have a metric for each length, and give this to documents of other lengths
+_SEED = 0  # of the resampling: the same scores give the same interval
+_OTHER_LENGTH = -1  # RULER's tasks have a metric for each length; this is its value for documents of other lengths
 
 
 @dataclass(frozen=True)
 class HarnessOptions:
     """Settings of a run of tasks."""
 
-    limit: int | None = None  # documents of each task; None: all
-    num_fewshot: int | None = None  # solved examples in each prompt, unless the task says 0; None: as the task says
+    limit: int | None = None  # most documents of each task; None: all
+    num_fewshot: int | None = None  # few-shot examples in each prompt, unless the task sets 0; None: the task's number
     gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options that override the tasks' own
     chat: bool = False  # render prompts with the model's chat template
     seed: int | None = None  # of all random numbers that tasks draw; None: lm_eval's own seeds
-    batch: int = 8
+    batch: int = 8  # contexts that run at once
     truncate: str | None = None  # how to cut prompts that are too long; None: refuse them
     output: Path | None = None  # a directory for results and answers
-    answers: Path | None = None  # a file that keeps answers; only sampled ones are computed again; None: no file
+    answers: Path | None = None  # file that caches all answers except sampled ones; None: no cache
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class TaskResult:
 
     name: str
     values: dict[str, tuple[float, float | None]]  # by metric: value over all documents, lm_eval's standard error
-    samples: list[dict[str, Any]]  # lm_eval's record of each document, and in `truncated` whether its prompt was cut
-    aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, makes one value of several documents' values
+    samples: list[dict[str, Any]]  # lm_eval's record of each document, with `truncated`: whether its prompt was cut
+    aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, aggregates the values of documents
 
     @property
     def truncated(self) -> int:
         return sum(sample["truncated"] for sample in self.samples)
 
     def scores(self, metric: str) -> list[float]:
-        """Return each document's own score; a metric for one length has only the documents of that length."""
+        """Return each document's score; for a metric of one length, only documents of that length have one."""
         found = [value for sample in self.samples if not _of_other_length(metric, value := sample.get(metric))]
         return [
             float(item) if isinstance(item, int | float) else float(self.aggregation[metric]([item])) for item in found
@@ -81,17 +81,17 @@ def load_tasks(
     metadata: dict[str, Any],
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Return lm_eval's tasks of some names, groups or tags, with their documents.
+    """Load lm_eval's tasks by name, group or tag, with their documents.
 
     Tasks that generate documents, such as RULER's, use ``seed``, and count tokens with the artifact's tokenizer.
-    ``include_path`` is a directory with more tasks as YAML files, ``metadata`` are settings that tasks read.
+    ``include_path`` is a directory with more tasks as YAML files; ``metadata`` are settings that tasks read.
     """
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerFast
 
     _seed_everything(seed)
     with tempfile.TemporaryDirectory() as folder:
-        # A copy without settings: lm_eval would run code that the artifact's tokenizer_config.json names.
+        # Copy the tokenizer without its settings: lm_eval would run code that tokenizer_config.json names.
         PreTrainedTokenizerFast(tokenizer_file=str(artifact.directory / "tokenizer.json")).save_pretrained(folder)
         path = None if include_path is None else str(include_path)
         return _load(TaskManager(include_path=path, metadata={"tokenizer": folder, **metadata}), names, include_path)
@@ -107,14 +107,14 @@ def _load(manager: Any, names: Sequence[str], include_path: Path | None) -> dict
             )
     try:
         return dict(manager.load(list(names))["tasks"])
-    except (OSError, ValueError) as error:  # cannot be downloaded, or is not where the task says
+    except (OSError, ValueError) as error:  # the data cannot be downloaded, or are not where the task says
         raise LucidError(f"The data of {', '.join(names)} cannot be read: {error}") from error
     except ImportError as error:
         raise LucidError(f"lm_eval's code for {', '.join(names)} does not load here: {error}.") from error
 
 
 def _seed_everything(seed: int | None) -> int:
-    """Seed every random generator as lm_eval does; return the seed for choosing the solved examples in prompts."""
+    """Seed every random generator as lm_eval does; return the seed for choosing few-shot examples."""
     import torch
 
     first, other = (0, 1234) if seed is None else (seed, seed)  # lm_eval's defaults
@@ -133,7 +133,7 @@ def ask(
     file: str,
     progress: Callable[[str, int, int], None],
 ) -> list[TaskResult]:
-    """Run tasks on an artifact; keep answers in ``options.output``, if given: a ``.db`` file per set of settings."""
+    """Run tasks on an artifact; cache answers in ``options.output``, if set: one ``.db`` file per set of settings."""
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     if options.output is not None:
@@ -146,7 +146,7 @@ def ask(
 
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
-    """Ask a model the documents of lm_eval's ``tasks``, given by name; return its scores in each task."""
+    """Run a model on lm_eval's ``tasks``, given by name; return its scores in each task."""
     from lm_eval import evaluate
     from lm_eval.api.model import CachingLM
     from lm_eval.utils import handle_non_serializable
@@ -193,12 +193,12 @@ def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples
 
 @dataclass(frozen=True)
 class Difference:
-    """The first model's mean score less the second's."""
+    """The first model's mean score minus the second's."""
 
     value: float
-    low: float  # ends of its 95 % interval
+    low: float  # bounds of the 95 % confidence interval
     high: float
-    documents: int  # asked of both
+    documents: int  # number of documents, which both models answered
     better: int  # documents on which the first scores higher
     worse: int  # documents on which the second scores higher
 
@@ -209,10 +209,10 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 
 
 def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
-    """Compare two models over several tasks of equal weight; each pair has a task's scores of both.
+    """Compare two models over several tasks of equal weight; each pair has both models' scores in a task.
 
-    The ends of the interval are percentiles of the means of bootstrap samples, which draw documents anew within each
-    task. If no score differs, the interval has no width.
+    The interval's bounds are percentiles of the means of bootstrap samples, which resample documents within each task.
+    If no score differs, the interval has no width.
     """
     random = np.random.default_rng(_SEED)
     tasks = [np.subtract(first, second, dtype=float) for first, second in pairs]
@@ -230,7 +230,7 @@ def _resampled_means(differences: Any, random: np.random.Generator) -> Any:
 
 
 def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> dict[tuple[str, str], Difference]:
-    """Return the first model's scores less the second's, by task and metric.
+    """Return the first model's scores minus the second's, by task and metric.
 
     With several tasks, ``("all", "mean")`` is the difference of their mean scores, each by the task's first metric.
     """
@@ -253,7 +253,7 @@ def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> 
 
 
 def result_table(title: str, results: Sequence[TaskResult]) -> Table:
-    """Return a table of each task's metrics; the values of a task in which prompts were cut have a star."""
+    """Return a table of each task's metrics; a star marks values of tasks in which prompts were cut."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -284,7 +284,7 @@ def difference_table(title: str, found: dict[tuple[str, str], Difference]) -> Ta
 
 
 def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResult], samples: bool) -> None:
-    """Write ``results.json`` and, if requested, ``samples_NAME.jsonl`` of each task into a folder."""
+    """Write ``results.json`` and, if ``samples``, each task's ``samples_NAME.jsonl`` into a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for result in results if samples else ():
@@ -296,7 +296,7 @@ def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResu
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any]:
-    """Return the JSON object that an option was given; empty if it was not given."""
+    """Parse the JSON object in an option's text; return an empty one if the option is not given."""
     try:
         found = json.loads(text or "{}")
     except ValueError as error:
@@ -307,7 +307,7 @@ def json_object(option: str, text: str | None) -> dict[str, Any]:
 
 
 def generation_options(text: str | None) -> dict[str, Any]:
-    """Return the options in ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
+    """Parse ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
     from lm_eval.utils import simple_parse_args_string
 
     if not text or text.lstrip().startswith("{"):

@@ -1,4 +1,4 @@
-"""Give any session to lm-evaluation-harness as a model.
+"""Use any session as a model in lm-evaluation-harness.
 
     import lm_eval
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 BATCH = 8
 TRUNCATIONS = ("left", "middle")
-_UNLIMITED = 1 << 40  # tokens of context where the session has no limit
+_UNLIMITED = 1 << 40  # context in tokens if the session has no limit
 _TOP_K = 50  # transformers' default, which lm_eval's HFLM uses too
 _SAMPLING = {"temperature", "top_k", "top_p", "seed"}
 Ids = list[int]
@@ -52,19 +52,19 @@ class LucidLM(TemplateLM):
     A context that several log-likelihood requests share is run once.
 
     Args:
-        artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
-        runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so for ``device`` and ``options``.
+        artifact: An artifact or its directory, for the tokenizer, chat template and, without ``session``, the model.
+        runtime: As for :func:`~lucid_deploy.runtimes.open_session`; likewise ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8. lm_eval's ``auto`` and ``max_batch_size`` are refused.
-        max_length: Most tokens that run, of a prompt with its answer; None: as many as the session allows. Texts that
-            are scored as a whole are split into windows of this length, or, if neither sets a limit, of the context's.
-        max_gen_toks: Most tokens to generate if a task does not say.
+        max_length: Most tokens of a prompt with its answer; None: as many as the session allows. Texts that are scored
+            as a whole are split into windows of this length or, if neither sets a limit, of the context's length.
+        max_gen_toks: Most tokens to generate if a task sets no limit.
         session: An opened session, with its ``tokenizer`` if there is no artifact.
         truncate: How contexts that are too long are cut: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
             ends, as LongBench does. None: they are refused. Texts that are scored as a whole are never cut.
-        progress: Called with (description, tokens done, tokens in all) instead of showing a bar.
+        progress: Called with (description, tokens done, total tokens) instead of showing a progress bar.
 
     Raises:
-        LucidError: As for opening a session; or an argument is invalid, or contradicts another one.
+        LucidError: The session cannot be opened, or an argument is invalid or contradicts another one.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LucidLM(TemplateLM):
         self.max_length = most if max_length is None else int(max_length)
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
-        # Without a limit only loglikelihood_rolling heeds max_length: it cuts texts into windows of that many tokens.
+        # Without a limit, only loglikelihood_rolling uses max_length: it splits texts into windows of that length.
         self._most = _UNLIMITED if max_length is None and session.context_limit is None else self.max_length
         self.max_gen_toks = int(max_gen_toks)
         if truncate not in (None, *TRUNCATIONS):
@@ -137,7 +137,7 @@ class LucidLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> Ids:
-        if add_special_tokens is None:  # as HFLM: none where the text already begins with the prefix token
+        if add_special_tokens is None:  # as in HFLM: no special tokens if the text already begins with the prefix token
             prefix = self._spelled([self.prefix_token_id])
             begins = string.startswith(prefix) if prefix else self._encode(string)[:1] == [self.prefix_token_id]
             add_special_tokens = not begins
@@ -160,7 +160,7 @@ class LucidLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        # The key under which lm_eval may keep rendered chats: different for every model.
+        # The key under which lm_eval may cache rendered chats, so it differs for every model.
         return f"lucid-{id(self)}" if self._artifact is None else f"lucid-{self._artifact.identity}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -172,7 +172,7 @@ class LucidLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         if isinstance(chat_template, str):
-            raise LucidError(f"Chat templates have no names: give True, not {chat_template!r}.")
+            raise LucidError(f"Chat templates cannot be chosen by name: pass True, not {chat_template!r}.")
         return None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -187,7 +187,7 @@ class LucidLM(TemplateLM):
         if any(len(rest) > 1 for _, rest in pairs) and not self.session.gives_all_logits and not self._warned:
             self._warned = True
             _log.warning(
-                "This session gives the logits of a run's last token only, so continuations take many runs. "
+                "This session returns logits for the last token of a run only, so continuations take many runs. "
                 "An artifact exported with --logits all is faster in onnxruntime."
             )
         results = [(0.0, False)] * len(pairs)
@@ -200,7 +200,7 @@ class LucidLM(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        # As HFLM: windows overlap by one token, the prefix token comes first, special tokens belong to the text.
+        # As in HFLM: windows overlap by one token, the first begins with the prefix token, special tokens are scored.
         pieces: list[tuple[Any, Ids, Ids]] = []
         owners = []
         for number, request in enumerate(requests):
@@ -226,7 +226,7 @@ class LucidLM(TemplateLM):
             alike.setdefault(repr(chosen), []).append(number)
         for numbers in alike.values():
             until, most, sampling = options[numbers[0]]
-            eos = self._named("eos_token")  # ends answers whatever the configuration says, as in HFLM
+            eos = self._named("eos_token")  # ends answers even if the configuration has other tokens, as in HFLM
             ends = until if eos is None else [*until, self._spelled([eos])]
             with self._bar("Generating", [len(prompts[i]) + most for i in numbers], disable_tqdm) as advance:
 
@@ -251,12 +251,12 @@ class LucidLM(TemplateLM):
         if request.request_type == "generate_until":
             return len(self._prompt(request.args[0])) + read_options(request.args[1], self.max_gen_toks)[1] > self._most
         if request.request_type != "loglikelihood" or not request.args[0]:
-            return False  # a text that is scored in windows, or without a context
+            return False  # a text that is scored in windows, or one without a context
         context, rest = self._encode_pair(*request.args)
         return len(context) + len(rest) - 1 > self._most
 
     def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
-        """Cut prompts to the room that answers leave; LucidError without room, or for a cut if ``truncate`` is None."""
+        """Cut prompts to the room that answers leave; LucidError if there is none, or cutting is off but needed."""
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(
@@ -266,15 +266,15 @@ class LucidLM(TemplateLM):
         if over and self._truncate is None:
             tokens, room = max(over)
             raise LucidError(
-                f"{len(over)} of {len(prompts)} prompts are too long: one has {tokens} tokens where {room} fit; with "
-                f"the answer, {self._most} do (the context, or max_length). Cut them with --truncate left (the end is "
-                "kept) or --truncate middle (both ends are kept); scores are then marked."
+                f"{len(over)} of {len(prompts)} prompts are too long: one has {tokens} tokens, but {room} fit, and "
+                f"{self._most} with the answer (the context, or max_length). Cut them with --truncate left (keeps the "
+                "end) or --truncate middle (keeps both ends); scores are then marked."
             )
         return [cut(ids, room, self._truncate) for ids, room in zip(prompts, rooms, strict=True)]
 
     @contextmanager
     def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:
-        """Show progress in tokens; yield a function that counts the request at an index of ``sizes`` as done."""
+        """Show progress in tokens; yield a function that marks the request at an index of ``sizes`` as done."""
         done, report = 0, self._progress
         with tqdm(total=sum(sizes), desc=description, disable=disable or report is not None, unit="token") as bar:
 
@@ -289,7 +289,7 @@ class LucidLM(TemplateLM):
 
 
 def cut(ids: Ids, room: int, truncate: str | None) -> Ids:
-    """Return ``room`` token ids at most: the last ones; with ``middle``, half of them from either end."""
+    """Return at most ``room`` token ids: the last ones or, with ``middle``, half of them from either end."""
     if len(ids) <= room:
         return ids
     first = room // 2 if truncate == "middle" else 0
@@ -297,24 +297,24 @@ def cut(ids: Ids, room: int, truncate: str | None) -> Ids:
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """Return a text up to its stop sequences, cut at each in turn, as lm_eval does."""
+    """Cut a text at each of the stop sequences in turn, as lm_eval does."""
     for end in ends:
         text = text.split(end)[0]
     return text
 
 
 def read_options(options: dict[str, Any], max_gen_toks: int) -> tuple[list[str], int, Sampling]:
-    """Read a request's generation options; return its stop sequences, its limit of new tokens, and its sampling."""
+    """Parse a request's generation options; return its stop sequences, its limit of new tokens and its sampling."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         known: dict[str, Any] = {**normalize_gen_kwargs(given, max_gen_toks)}
     except (TypeError, ValueError) as error:
-        raise LucidError(f"The task's generation options make no sense: {error}.") from error
+        raise LucidError(f"The task's generation options are invalid: {error}.") from error
     ends, most, sampled = known.pop("until"), known.pop("max_gen_toks"), known.pop("do_sample")
     if wrong := [end for end in ends if not isinstance(end, str)]:
-        raise LucidError(f"The task's until must be texts that end an answer, not {wrong[0]!r}.")
+        raise LucidError(f"The task's until must be strings that end an answer, not {wrong[0]!r}.")
     if unknown := sorted(set(known) - _SAMPLING):
-        raise LucidError(f"The task asks for generation options that are not supported: {', '.join(unknown)}.")
+        raise LucidError(f"The task has generation options that are not supported: {', '.join(unknown)}.")
     if sampled and known.get("temperature", 0.0) <= 0:
         raise LucidError("The task samples (do_sample): its temperature must be above 0.")
     sampling = Sampling(**{"top_k": _TOP_K, "seed": 0, **known}) if sampled else Sampling()

@@ -1,4 +1,4 @@
-"""Multi-needle retrieval: several facts at known depths in a text of known length, asked for at its end.
+"""Multi-needle retrieval: several facts at known depths in a text of known length, with questions at its end.
 
 Length is counted in tokens of the model's own tokenizer. A text is run once for all of its questions.
 """
@@ -16,8 +16,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.task import SEED, Question, Task, TokenizerLike, can_write
 
 DEPTHS = 5  # rows of the table
-SPARE = 4  # tokens generated beyond the right answer, so that an answer that is too long shows
-LONGEST_BY_DEFAULT = 4096  # tokens; longer texts take long, so they must be asked for
+SPARE = 4  # tokens generated beyond the right answer's length, so that longer answers are not taken for right ones
+LONGEST_BY_DEFAULT = 4096  # tokens; longer texts take long, so they have to be requested
 
 
 def _words(text: str, between: str = " ") -> tuple[str, ...]:
@@ -53,16 +53,16 @@ _WHEN = _words(
 
 @dataclass(frozen=True)
 class _Wording:
-    """The sentences of a text: in English, or in the few words that the bundled model knows."""
+    """How to write the sentences of a text: in English, or in the few words that the bundled model knows."""
 
     name: str  # "english" or "recall"
     keys: tuple[str, ...]  # subjects of needles; each at most once in a text
     needle: Callable[[str, str], str]  # the sentence that states a key's value
     question: Callable[[str], str]  # the end of the prompt for a key; the answer follows
     value: Callable[[np.random.Generator, str], str]  # draws a value for a key
-    filler: Callable[[np.random.Generator, list[str]], Iterator[str]]  # draws sentences about none of the given keys
-    join: str  # between sentences
-    ends: str  # a regular expression: where an answer ends
+    filler: Callable[[np.random.Generator, list[str]], Iterator[str]]  # draws sentences without the given keys
+    join: str  # separator between sentences
+    ends: str  # a regular expression that matches where an answer ends
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -122,16 +122,16 @@ def needles_task(
 ) -> Task:
     """Return questions about needles in texts of several lengths.
 
-    In text s of S, needle i of K follows the share (i + (s + ½)/S)/K of the filler, so that all depths are covered
-    evenly and each is known. Texts are in English where the tokenizer can write it, else in the bundled model's words.
+    In text s of S, needle i of K comes after the share (i + (s + ½)/S)/K of the filler, so that the depths are known
+    and spread evenly. Texts are in English if the tokenizer can encode it, else in the bundled model's words.
 
     Args:
-        context: Most tokens the model takes, new ones included; None: any number.
-        needles: Needles in a text, K.
-        ask: How many needles of a text are asked for, in a question each; None: all.
+        context: Most tokens that the model can run, new ones included; None: no limit.
+        needles: Number of needles in a text, K.
+        ask: Number of questions about a text, each for another needle; None: one for each needle.
         lengths: Most tokens of a prompt, question included. None: an eighth, a quarter, a half and all (less the
             answer's room) of the context, or of 4096 tokens if the context is longer or unlimited.
-        limit: Questions for each length.
+        limit: Number of questions for each length.
     """
     wording = _wording(tokenizer)
     if not 1 <= needles <= len(wording.keys):
@@ -174,17 +174,17 @@ class _NeedleText:
         self._source, self._filler = wording.filler(rng, keys), list[str]()
 
     def questions(self, length: int, number: int) -> list[Question]:
-        """Return one question for each needle that is asked for, with prompts of at most ``length`` tokens."""
+        """Return a question for each chosen needle, with prompts of at most ``length`` tokens."""
         longest = max((self._needles[i][0] for i in self._asked), key=lambda key: self._tokens(0, key))
         if (least := self._tokens(0, longest)) > length:
             raise LucidError(
-                f"{len(self._needles)} needles and a question take {least} tokens and do not fit in {length}. Ask "
-                "for longer texts or fewer needles."
+                f"{len(self._needles)} needles and a question take {least} tokens and do not fit in {length}. Choose "
+                "longer texts or fewer needles."
             )
         high = 1
         while self._tokens(high, longest) <= length:
             high *= 2
-        low = high // 2  # so many sentences of filler fit
+        low = high // 2  # this many sentences of filler fit
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._tokens(middle, longest) <= length else (low, middle)
@@ -216,20 +216,20 @@ def _row(depth: float) -> str:
 
 
 def _wording(tokenizer: TokenizerLike) -> _Wording:
-    """Return the first wording that the tokenizer encodes without loss; raise LucidError if there is none."""
+    """Return the first wording that the tokenizer can encode without loss; raise a LucidError if there is none."""
     for wording in (_ENGLISH, _RECALL):
         rng, key = np.random.default_rng(0), wording.keys[0]
         filler = itertools.islice(wording.filler(rng, [key]), 3 * len(wording.keys))
         sample = [*filler, *(wording.needle(key, wording.value(rng, key)) for key in wording.keys)]
         if can_write(tokenizer, wording.join.join(sample) + wording.question(key)):
             return wording
-    raise LucidError("This tokenizer cannot write needles in English or in the demo's words. Choose another --task.")
+    raise LucidError("This tokenizer cannot encode needles in English or in the demo's words. Choose another --task.")
 
 
 def _lengths(
     tokenizer: TokenizerLike, context: int | None, lengths: Sequence[int] | None, wording: _Wording
 ) -> list[int]:
-    """Return the lengths to ask at, checked against the context."""
+    """Return the lengths of prompts in ascending order; raise a LucidError if one does not fit in the context."""
     rng = np.random.default_rng(0)
     answers = (wording.value(rng, key) for key in wording.keys)
     room = SPARE + max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in answers)

@@ -1,4 +1,4 @@
-"""Ask a task's questions, score the answers, and compare two models on the same questions."""
+"""Answer a task's questions, score the answers, and compare two models on the same questions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lucid_deploy.runtimes.session import Session
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROWS = 8  # most rows of a table without Task.columns; if Task.rows has more values, each row is a range of them
+_ROWS = 8  # most rows of a table without Task.columns; if Task.rows has more values, a row covers a range of them
 _Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % of a normal distribution lie within ±_Z
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too."""
+    """Return the 95 % confidence interval of a proportion after Wilson (1927), which is valid near 0 and 1 too."""
     share, z2 = right / count, _Z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
@@ -35,7 +35,7 @@ class Outcome:
 
     question: Question
     given: str  # the generated text
-    right: bool  # whether the answer in it is exactly the right one
+    right: bool  # whether the answer extracted from it is exactly the right one
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Report:
     """A model's answers to a task."""
 
     task: Task
-    runtime: str  # what ran the model
-    dtype: str  # of its arithmetic and unquantized weights
+    runtime: str  # label of the session that ran the model
+    dtype: str  # type of its arithmetic and unquantized weights
     outcomes: list[Outcome]  # one for each question
 
     @property
@@ -75,14 +75,14 @@ class Report:
         return _score(self.outcomes)
 
     def by(self, *labels: str) -> dict[tuple[Any, ...], Score]:
-        """Return the score for each combination of some labels' values, in ascending order."""
+        """Return the score for each combination of the labels' values, in ascending order."""
         cells: dict[tuple[Any, ...], list[Outcome]] = {}
         for outcome in self.outcomes:
             cells.setdefault(tuple(outcome.question.labels[label] for label in labels), []).append(outcome)
         return {key: _score(cells[key]) for key in sorted(cells)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON: ``table`` has one entry for each row and column, ``wrong`` every wrong answer."""
+        """Return the report for JSON: ``table`` has an entry for each row and column, ``wrong`` all wrong answers."""
         labels = [label for label in (self.task.rows, self.task.columns) if label is not None]
         cells = self.by(*labels).items()
         return {
@@ -138,7 +138,7 @@ def evaluate(
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Answer every question greedily and score the answers; ``progress`` gets (questions done, questions in all)."""
+    """Answer every question greedily and score the answers; ``progress`` is called with (questions done, total)."""
     groups: dict[int, list[Question]] = {}
     for question in task.questions:
         groups.setdefault(question.context, []).append(question)
@@ -161,10 +161,10 @@ def evaluate(
 class Comparison:
     """Two reports on the same questions."""
 
-    score: Score  # of the first
-    other: Score  # of the second
-    only_right: int  # questions that only the first answered rightly
-    only_other_right: int  # questions that only the second answered rightly
+    score: Score  # of the first report
+    other: Score  # of the second report
+    only_right: int  # questions that only the first answered correctly
+    only_other_right: int  # questions that only the second answered correctly
     disagreements: list[dict[str, str]]  # every question with different answers: prompt, answer, given, given_by_other
 
     @property
@@ -202,7 +202,7 @@ def compare(report: Report, other: Report) -> Comparison:
 
 
 def summary(report: Report, numbers: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
-    """Return the scores in lines for a terminal; ``numbers`` says the types, ``other`` names the other artifact."""
+    """Return the scores as lines for a terminal; ``numbers`` describes the types, ``other`` is the other artifact."""
     lines = [f"{report.task.name}: {report.score}; {report.runtime}, {numbers}"]
     if comparison is not None:
         relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
@@ -213,12 +213,12 @@ def summary(report: Report, numbers: str, comparison: Comparison | None = None, 
         for item in comparison.disagreements[:10]:
             prompt, answer, here, there = item.values()
             prompt = prompt if len(prompt) <= 60 else "… " + prompt[-58:]
-            lines.append(f"  {prompt!r}: {answer!r} asked for, {here!r} here, {there!r} there")
+            lines.append(f"  {prompt!r}: {answer!r} expected, {here!r} here, {there!r} there")
     return lines
 
 
 def require(report: Report, comparison: Comparison | None, minimum: float | None, relative: float | None) -> None:
-    """Raise CheckFailed for an accuracy below ``minimum`` or ``relative`` times the other's (always if that is 0)."""
+    """Raise CheckFailed if the accuracy is below ``minimum`` or ``relative`` times the other's, or the other's is 0."""
     score = report.score
     if minimum is not None and score.accuracy < minimum:
         raise CheckFailed(

@@ -1,1 +1,1 @@
-"""From logits to text: sampling, stop strings, constraints, drafts and stored prefixes."""
+"""From logits to text: sampling, stop strings, constraints, speculative decoding and stored prefixes."""

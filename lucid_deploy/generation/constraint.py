@@ -1,7 +1,7 @@
 """Constraints on an answer, checked before the model runs: a JSON schema, regular expression, list of texts or grammar.
 
 llguidance (extra ``guided``) compiles them. It was chosen over xgrammar, which needs transformers, Triton and pydantic:
-llguidance is one library without dependencies, and says of each JSON schema which keywords it cannot enforce.
+llguidance is one library without dependencies, and reports which keywords of a JSON schema it cannot enforce.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lucid_deploy.json_fields import FieldError, named_field
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
-MOST_CHARACTERS = 1 << 20  # of a schema, an expression, a grammar, or all choices together
-MOST_CHOICES = 10_000  # also the most alternatives and lines of a grammar, together
+MOST_CHARACTERS = 1 << 20  # in a schema, an expression, a grammar, or all choices together
+MOST_CHOICES = 10_000  # also the most alternatives plus lines of a grammar
 _LEXER_STATES = 50_000  # most states of one grammar's lexer; each takes 1 to 2 kB
-# Whitespace between the parts of JSON. It is bounded, or a model might write blanks for ever.
+# Whitespace between the parts of JSON. It is bounded, or a model might generate whitespace for ever.
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,20}"}
-# Keywords of older versions of JSON Schema, which newer ones ignore: they would silently not be enforced.
+# Keywords of older JSON Schema drafts, which newer ones ignore: they would silently not be enforced.
 _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # values: schemas by name
 _DATA = ("const", "enum", "default", "examples")  # their values are data, not schemas
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
 _WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every tokenization of a text is allowed
 
-# The fields that say what an answer must be, as vLLM names them, in requests and in files of prompts.
+# The fields of requests and prompt files that constrain the answer, named as in vLLM.
 GuidedJson = Annotated[
     dict[str, Any] | bool | str | None,
     Meta(description="A JSON schema, or its text, that the answer follows."),
@@ -66,7 +66,7 @@ class Constraint:
 
 
 def from_json_schema(schema: Any) -> Constraint:
-    """Return the constraint of a JSON schema, a dict or a bool; raise a LucidError if it cannot be enforced."""
+    """Return the constraint of a JSON schema (a dict or bool); raise a LucidError if it cannot be enforced."""
     if not isinstance(schema, dict | bool):
         raise LucidError("A JSON schema must be an object or a boolean.")
     _check_keywords(schema)
@@ -76,7 +76,7 @@ def from_json_schema(schema: Any) -> Constraint:
 
 
 def from_regex(expression: str) -> Constraint:
-    """Return the constraint of a regular expression that the whole answer matches (Rust's syntax, no look-around)."""
+    """Return the constraint that the whole answer matches a regular expression (Rust's syntax, no look-around)."""
     _check_size(len(expression))
     if not expression:
         raise LucidError("The regular expression is empty.")
@@ -87,7 +87,7 @@ def from_regex(expression: str) -> Constraint:
 
 
 def from_choices(choices: Sequence[str]) -> Constraint:
-    """Return the constraint to one of these texts; raise a LucidError for no choices, too many, or an empty one."""
+    """Return the constraint to one of these texts; LucidError if there are none or too many, or one is empty."""
     if not choices:
         raise LucidError("There must be at least one choice.")
     if len(choices) > MOST_CHOICES:
@@ -95,7 +95,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
     if not all(choices):
         raise LucidError("A choice must be text that is not empty.")
     _check_size(sum(map(len, choices)))
-    # One terminal: as alternatives of a rule, each choice would be an item of the parser, which takes at most 2000.
+    # Use one terminal: alternatives of a rule would each be an item of the parser, which allows at most 2000.
     texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
     return _checked(Constraint(f"start: CHOICE\nCHOICE: {texts}"))
 
@@ -103,7 +103,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
 def from_grammar(text: str) -> Constraint:
     """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF."""
     _check_size(len(text))
-    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # compile time grows with the square of this
+    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # compile time grows with its square
         raise LucidError(f"The grammar has {count} alternatives and lines; at most {MOST_CHOICES} are compiled.")
     library()
     from llguidance.gbnf_to_lark import any_to_lark
@@ -117,7 +117,7 @@ def from_grammar(text: str) -> Constraint:
 
 
 def schema_of(given: Any) -> Constraint:
-    """Return the constraint of a JSON schema that is given as an object or as its JSON text."""
+    """Return the constraint of a JSON schema, given as an object or as JSON text."""
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -136,7 +136,7 @@ NAMES = tuple(_MAKE)
 
 
 def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the constraint that a request's fields ask for, or None; raise a FieldError if a field is wrong."""
+    """Return the constraint that a request's fields set, or None; raise a FieldError if a field is invalid."""
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
@@ -147,21 +147,21 @@ def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
 
 
 def limits() -> LLParserLimits:
-    """Return llguidance's limits for one grammar: size, work for one token, memory."""
+    """Return llguidance's limits for one grammar: its size, memory, and the work for one token."""
     bounds: LLParserLimits = library().LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
     return bounds
 
 
-@lru_cache(16)  # files of prompts repeat one schema on every line; few entries, as a grammar may have megabytes
+@lru_cache(16)  # prompt files may repeat one schema on every line; few entries, as a grammar may have megabytes
 def _error_of(constraint: Constraint) -> str:
-    """Return the first error or warning of llguidance about a grammar; empty if there is none."""
+    """Return llguidance's first error or warning about a grammar; empty if there is none."""
     matcher = library().LLMatcher
     _, error = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
     return error[0] if error else ""
 
 
 def library() -> Any:
-    """Return the module llguidance; raise a LucidError if it is not installed."""
+    """Import and return llguidance; raise a LucidError if it is not installed."""
     try:
         import llguidance
     except ImportError as error:
@@ -203,7 +203,7 @@ def _check_keywords(schema: Any) -> None:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all schemas inside it, as far as they are objects."""
+    """Yield a schema and all schemas nested in it that are objects."""
     left: list[Any] = [schema]
     while left:  # no recursion: a schema may be nested deeply
         item = left.pop()
@@ -223,7 +223,7 @@ def _cannot(keyword: str, more: str = "") -> str:
 
 
 def _message(error: str) -> str:
-    """Turn an error of llguidance into one line for users."""
+    """Convert an error of llguidance to a one-line message for users."""
     if match := _UNIMPLEMENTED.search(error):
         return _cannot(match[1])
     if "oneOf constraints are not supported" in error:

@@ -1,7 +1,7 @@
-"""Drafts: tokens that may come next, guessed cheaply, for one step of the model to verify all at once.
+"""Drafters for speculative decoding: they guess the next tokens cheaply, and one step of the model verifies all.
 
-A drafter proposes one sequence, without probabilities. A draft is accepted if the token that is chosen from the model's
-own logits is the same. So, up to rounding, the answer equals that of plain decoding; a wrong guess only costs time.
+A drafter proposes one sequence, without probabilities. A draft is accepted if the same token is chosen from the model's
+own logits. So, up to rounding, the answer equals that of plain decoding; a wrong guess only costs time.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MODES = ("off", "lookup", "draft")
 
 MOST_DRAFTS = MOST - 1  # a step also runs the token that was chosen last
 LONGEST = 4  # tokens of the longest n-gram that is looked up
-_FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # tokens drafted at first, by the length of the n-gram that was found
+_FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # initial number of drafts, by the length of the n-gram that was found
 _MOST_PAUSE = 63  # most successive steps without drafts
-_FIRST_ROOM = 1024  # tokens that a text's buffer holds at first
-_FIRST_LENGTH = 4  # tokens that a draft model drafts at first
+_FIRST_ROOM = 1024  # initial size of a text's buffer in tokens
+_FIRST_LENGTH = 4  # initial number of drafts of a draft model
 _NOT_TOKENS = ("version", "truncation", "padding")  # keys of tokenizer.json that do not change the tokens' ids
 
 
 class Drafter(ABC):
-    """Guesses the next tokens of one text; every token of the text is passed to it in order.
+    """Guesses the next tokens of one text, all of whose tokens are passed to :meth:`add` in order.
 
     Attributes:
-        chunk: Most tokens of the text that one proposal may run through the drafter's own model; None: any number.
+        chunk: Most tokens of the text that one proposal may run through the draft model; None: any number.
         ends: Tokens that end the answer; a proposal stops before the first of them.
     """
 
@@ -53,11 +53,11 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, most: int) -> list[int]:
-        """Return a guess of up to ``most`` next tokens; an empty one means that a plain step is better."""
+        """Return up to ``most`` guessed next tokens; none if a step without drafts is better."""
 
     @abstractmethod
     def learn(self, proposed: int, accepted: int) -> None:
-        """Learn how many tokens of the last proposal were accepted."""
+        """Adapt to how many tokens of the last proposal were accepted."""
 
 
 MakeDrafter: TypeAlias = Callable[[], Drafter]
@@ -65,11 +65,11 @@ MakeDrafter: TypeAlias = Callable[[], Drafter]
 
 @dataclass
 class DraftLength:
-    """The number of tokens to draft, adapted to how many are accepted; 0 for a while after failures.
+    """The number of tokens to draft, adapted to how many are accepted; 0 in pauses after failures.
 
-    A fully accepted proposal doubles the length; a partly accepted one sets it to one more than was accepted. A wholly
-    rejected one halves it, and drafting pauses: for 1, 3, 7, … 63 steps after successive failures, so that
-    a text that cannot be guessed costs little more than plain decoding.
+    A fully accepted proposal doubles the length; a partly accepted one sets it to the accepted number plus one. A fully
+    rejected one halves it and pauses drafting, for 1, 3, 7, … 63 steps after successive failures, so that a text that
+    cannot be guessed costs little more than plain decoding.
     """
 
     length: int
@@ -77,7 +77,7 @@ class DraftLength:
     pause: int = 0
 
     def now(self) -> int:
-        """Return how many tokens to draft in this step; 0 in a pause. Call it once a step: it shortens the pause."""
+        """Return how many tokens to draft in this step; 0 in a pause, which each call shortens by one step."""
         if self.pause:
             self.pause -= 1
             return 0
@@ -94,10 +94,10 @@ class DraftLength:
 
 
 class LookupDrafter(Drafter):
-    """Copies what followed the last earlier occurrence of the text's end (prompt lookup).
+    """Drafts what followed the last earlier occurrence of the text's final n-gram (prompt lookup).
 
-    The text's end is the longest n-gram, 4 to 1 tokens, that occurred before. How many tokens are copied is adapted for
-    each n separately: what followed a single token says little in prose, and much in a list that is copied.
+    This is the longest n-gram, of 4 to 1 tokens, that occurred before. The number of drafts is adapted for each n
+    separately: what followed a single token predicts little in prose, but much in a list that is copied.
     """
 
     def __init__(self) -> None:
@@ -113,8 +113,8 @@ class LookupDrafter(Drafter):
         self._count = end
 
     def propose(self, most: int) -> list[int]:
-        # One pass finds all earlier occurrences of the last token. An index of n-grams took 7 ms to fill with 8192
-        # tokens, and 100 times their memory.
+        # One pass finds all earlier occurrences of the last token. An index of n-grams was tried: for 8192 tokens it
+        # took 7 ms to fill, and 100 times their memory.
         text, found = self._text, 0
         places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # positions after the earlier occurrences
         while len(longer) and found < LONGEST:
@@ -141,9 +141,9 @@ class LookupDrafter(Drafter):
 
 
 class ModelDrafter(Drafter):
-    """Drafts with a second, smaller model, token by token, over a cache of its own.
+    """Drafts with a second, smaller model, token by token, with its own cache.
 
-    Several drafters may share a session; ``vocabulary`` is the number of tokens of the answering model.
+    Several drafters may share a session; ``vocabulary`` is the vocabulary size of the target model.
     """
 
     def __init__(self, session: Session[Any], vocabulary: int) -> None:
@@ -152,7 +152,7 @@ class ModelDrafter(Drafter):
         self._cache = session.empty_cache(1)
         self._held: list[int] = []  # tokens in the cache
         self._ids: list[int] = []  # the text
-        self._is_lost = False  # whether the text has a token that the draft model does not know
+        self._is_lost = False  # whether the text has a token outside the draft model's vocabulary
         self._length = DraftLength(_FIRST_LENGTH)
 
     def add(self, tokens: Sequence[int]) -> None:
@@ -182,7 +182,7 @@ class ModelDrafter(Drafter):
         self._length.learn(proposed, accepted)
 
     def _catch_up(self, ahead: int) -> Array:
-        """Run the text's uncached tokens, up to a chunk, with room for ``ahead`` more; return the last one's logits."""
+        """Run up to a chunk of the uncached tokens, with room for ``ahead`` more; return the last one's logits."""
         new = np.array([self._ids[len(self._held) :][: self.chunk]], dtype=np.int64)
         make_room(self._session, self._cache, new.shape[1] + ahead)
         logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
@@ -190,7 +190,7 @@ class ModelDrafter(Drafter):
         return logits
 
     def _go_back(self) -> None:
-        """Cut the cache where it differs from the text, or before the text's last token, whose logits are needed."""
+        """Cut the cache back to its common prefix with the text without its last token, whose logits are needed."""
         pairs = zip(self._held, self._ids[:-1], strict=False)
         shared = next(
             (i for i, (held, said) in enumerate(pairs) if held != said), min(len(self._held), len(self._ids) - 1)
@@ -201,7 +201,7 @@ class ModelDrafter(Drafter):
 
 
 class ModelDrafters:
-    """Makes drafters that share a session."""
+    """Makes drafters that share the session of a draft model."""
 
     def __init__(self, session: Session[Any], vocabulary: int) -> None:
         self.session, self._vocabulary = session, vocabulary
@@ -210,7 +210,7 @@ class ModelDrafters:
         return ModelDrafter(self.session, self._vocabulary)
 
     def close(self) -> None:
-        """End the session; its drafters cannot be used any more."""
+        """Close the session, after which its drafters cannot be used."""
         self.session.close()
 
 
@@ -250,7 +250,7 @@ def open_drafters(
     """Return a function that makes a drafter for each text; None without speculation.
 
     ``mode`` is one of :data:`MODES`. With the mode ``draft``, ``draft`` is the draft model's artifact, opened with
-    ``options`` less their ablation and adapter. Raises a LucidError like :func:`check_drafters` and ``open_session``.
+    ``options`` but without ablation and adapter. Raises LucidError as :func:`check_drafters` and ``open_session`` do.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:

@@ -1,4 +1,4 @@
-"""Generate one answer with any session: prefill the prompt, then decode; and conversations that reuse a cache."""
+"""Generate an answer with any session: prefill the prompt, then decode; and conversations that reuse their cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Raise a LucidError for a prompt or a number of new tokens that cannot be run."""
+    """Raise a LucidError if a session cannot run a prompt or the number of new tokens is not positive."""
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if not prompt_ids:
@@ -38,13 +38,13 @@ class Generation:
     """A running generation of one prompt. Iterate over it for the tokens.
 
     Attributes:
-        prefill_chunk: Most tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
+        prefill_chunk: Most prompt tokens that run at once; None: :attr:`Session.prefill_chunk`.
         stop_at_eos: Whether an end-of-sequence token of the model ends the answer; that token is not yielded.
         finish_reason: Set at the end: ``eos`` (also when the guide allows nothing more), ``length`` (max_new_tokens) or
             ``context`` (no room left).
         progress: Called after each chunk of the prompt with (tokens done, tokens to run); neither counts cached tokens.
-        guide: Says which tokens may come next, for an answer with a constraint; None: all may.
-        cache: Already holds the first tokens of the prompt; the others are added to it. None: a new one.
+        guide: Masks the tokens that may come next, for an answer with a constraint; None: all may.
+        cache: Holds the first tokens of the prompt; the other tokens are added to it. None: a new cache.
         drafter: Guesses the next tokens, which the model verifies in one step; None: each step decodes one token.
         drafts: Counts of drafted and accepted tokens.
     """
@@ -63,7 +63,7 @@ class Generation:
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield new token ids; LucidError for an unfit prompt, sampling or drafter, or as in :meth:`Chooser.follow`."""
+        """Yield new token ids; LucidError for an invalid prompt, sampling or drafter, or by :meth:`Chooser.follow`."""
         session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
@@ -89,7 +89,7 @@ class Generation:
 
 
 def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
-    """Yield a row's new tokens; the first is chosen from ``logits``, ``(1, vocab)``, those of the prompt's last token.
+    """Yield a row's new tokens; the first is chosen from the prompt's last ``logits``, ``(1, vocab)``.
 
     At first, the cache holds the prompt; when the answer ends, fails or is abandoned, it holds ``row.ids``.
     """
@@ -108,20 +108,20 @@ def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, co
             return
         drafts = [] if row.drafter is None else propose({0: row}, limit, counts)[0]
         ids = np.array([[row.next, *drafts]], dtype=np.int64)
-        if row.verified:  # only rejected drafts leave holes
+        if row.verified:  # only rejected drafts leave padding that can be packed
             make_room(session, cache, ids.shape[1])
         logits = (session.decode_several if drafts else session.decode)(ids, cache)[0]  # (1 + drafts, vocab)
 
 
 class Conversation:
-    """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
+    """Answers the turns of a conversation, in which most prompts begin with the previous prompt and its answer.
 
-    The cache is cut back to where a new prompt differs from the text so far. A state or a window that has dropped rows
-    cannot be cut: then a prompt that begins with the whole previous prompt reuses that prompt's cache, others none.
+    The cache is cut back to the common prefix of a new prompt and the text so far. A state, or a ring that has dropped
+    rows, cannot be cut: then a prompt that begins with the previous prompt reuses that one's cache, others none.
 
     Attributes:
-        reused: Tokens of the last prompt that were in the cache.
-        computed: Tokens of the last prompt that had to be run.
+        reused: Number of the last prompt's tokens that were in the cache.
+        computed: Number of the last prompt's tokens that were run.
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
         drafts: Counts of drafted and accepted tokens of the last answer; None without drafters.
 
@@ -150,14 +150,14 @@ class Conversation:
         self._cache: Cache[Any] | None = None
         self._ids: list[int] = []  # tokens in the cache
         self._keeps_prompts = any(tensor.sort != "rows" for layer in session.layout for tensor in layer)
-        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last prompt, for layers that cannot be cut back
+        self._prompt: tuple[list[int], Cache[Any]] | None = None  # last prompt and its cache, if layers cannot be cut
 
     def reset(self) -> None:
-        """Drop the cache, and begin again with the first seed."""
+        """Drop the cache, and start again with the first seed."""
         self._cache, self._ids, self._prompt, self._turn = None, [], None, 0
 
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
-        """Yield the new token ids after a prompt, which is the whole text so far. Close the iterator to end the answer.
+        """Yield the new token ids after a prompt, which is the whole text so far; close the iterator to end the answer.
 
         ``progress`` is called after each chunk with (tokens done, tokens to run); neither counts cached tokens.
         """
@@ -197,7 +197,7 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache with as much of a prompt as has been computed, without its last token, which must run."""
+        """Return a cache with the longest reusable prefix of a prompt, without the last token, which must run."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:

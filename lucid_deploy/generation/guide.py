@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _THREADS = 4
-COMPILED = 16  # compiled grammars that are cached; each holds its lexer's states
-# Processor time that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms a token; an ambiguous grammar,
-# which parses one text in many ways, takes a time that grows with the square of the text's length.
+COMPILED = 16  # compiled grammars that are cached; each has its lexer's states
+# CPU time in seconds that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms per token; the time of an
+# ambiguous grammar, which parses one text in many ways, grows with the square of the text's length.
 MASK_SECONDS = 2.0
 MASK_SECONDS_PER_TOKEN = 0.002
-SLOW_SHARE = 0.1  # of that time; beyond it, an answer's masks are computed by one thread of low priority
+SLOW_SHARE = 0.1  # of that time; after it, an answer's masks are computed by a single thread of low priority
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TRIALS, _TRIAL_LENGTH = 64, 6  # number of random texts, and of tokens in each, that _check decodes
 
 
 class Guide:
-    """Follows one answer through its constraint, to say which tokens may come next.
+    """Follows one answer through its constraint and computes masks of the tokens that may come next.
 
-    Masks are computed in ``pool`` (llguidance releases the GIL), or in ``slow_pool`` if the earlier ones took long.
-    ``renew`` makes a matcher with a lexer of its own, for when the shared lexer reaches its limits; None: no retry.
+    Masks are computed in ``pool`` (llguidance releases the GIL), or in ``slow_pool`` if earlier ones took long.
+    ``renew`` creates a matcher with its own lexer if the shared lexer has reached its limits; None: no retry.
 
     Attributes:
         mask: Future of the next mask, bool ``(vocab,)``, and of whether the text is complete and nothing may follow.
@@ -58,18 +58,18 @@ class Guide:
         self._matcher, self._vocabulary, self._may_end, self._renew = matcher, vocabulary, may_end, renew
         self._pool, self._slow_pool = pool, slow_pool
         self._consumed: list[int] = []  # token ids, in the matcher's numbering
-        self._seconds = 0.0  # processor time that all masks so far took
+        self._seconds = 0.0  # CPU time of all masks so far
         self.mask: Future[tuple[Array, bool]] = pool.submit(self._next_mask, None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the next mask for at most ``seconds``; return whether it is ready."""
+        """Wait at most ``seconds`` for the next mask; return whether it is ready."""
         return self.mask.done() or bool(wait([self.mask], seconds).done)
 
     def allowed(self) -> Array | None:
-        """Return which tokens may come next, bool ``(vocab,)``; None if the text is complete and nothing may follow.
+        """Return a mask of the tokens that may come next, bool ``(vocab,)``; None if the text is complete and final.
 
-        An end-of-sequence token is among them exactly if the text so far is complete and ``may_end`` is set. Waits for
-        the mask; raises NoTokenLeft if no token may come or the constraint is too costly.
+        It includes end-of-sequence tokens if and only if the text so far is complete and ``may_end`` is set. Waits for
+        the mask; raises NoTokenLeft if no token is allowed or the constraint is too costly.
         """
         mask, complete = self.mask.result()
         return None if complete else mask
@@ -83,7 +83,7 @@ class Guide:
             return False
 
     def advance(self, token: int) -> None:
-        """Add a token that the mask allows, and begin to compute the next mask."""
+        """Add a token that the mask allows, and start to compute the next mask."""
         self.mask.exception()  # waits: the matcher is used by one thread at a time
         is_slow = self._seconds > SLOW_SHARE * self._most_seconds
         pool = self._slow_pool if is_slow else self._pool
@@ -94,14 +94,14 @@ class Guide:
         return MASK_SECONDS + MASK_SECONDS_PER_TOKEN * len(self._consumed)
 
     def _next_mask(self, token: int | None) -> tuple[Array, bool]:
-        """Return the mask after a token; NoTokenLeft if this answer's masks have taken too much processor time."""
+        """Return the mask after a token; NoTokenLeft if this answer's masks have taken too much CPU time."""
         started = time.thread_time()
         found = self._compute() if token is None else self._consume(token)
         self._seconds += time.thread_time() - started
         if self._seconds > self._most_seconds:
             raise NoTokenLeft(
                 f"The constraint is too costly: after {len(self._consumed)} tokens it had taken more than "
-                f"{self._most_seconds:.1f} s of processor time. A grammar with fewer ways to read a text takes less."
+                f"{self._most_seconds:.1f} s of processor time. Simplify it, or make its grammar less ambiguous."
             )
         return found
 
@@ -112,7 +112,7 @@ class Guide:
         return self._compute()
 
     def _with_own_lexer(self, error: str) -> tuple[Array, bool]:
-        """Compute the mask with a new lexer, as answers may have used up the shared one; fail if this was done."""
+        """Compute the mask with a new lexer, as the shared one may be at its limits; on a second call, NoTokenLeft."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -141,7 +141,7 @@ class Guide:
 class _Vocabulary:
     """The model's tokens in the form that llguidance's TokenizerWrapper reads.
 
-    Tokens whose bytes differ at the beginning of a text have a second id for this case, after the model's own ids.
+    Tokens whose bytes differ at the beginning of a text have a second id for that case, after the model's own ids.
     """
 
     def __init__(self, tokenizer: TextTokenizer, size: int, ends: list[int]) -> None:
@@ -164,7 +164,7 @@ class _Vocabulary:
         self.special_token_ids = sorted({*special, *self.ends_known})
 
     def __call__(self, text: str) -> list[int]:
-        """Return no tokens: only text that a grammar forces would be tokenized, and ``no_forcing`` leaves none."""
+        """Return no tokens: only text that a grammar forces is tokenized, and ``no_forcing`` disables that."""
         return []
 
 
@@ -184,9 +184,9 @@ class GuideFactory:
     """Makes a guide for each answer, with one tokenizer; many answers may be generated at once. Thread-safe.
 
     Args:
-        vocabulary: Number of tokens that the model knows.
+        vocabulary: The model's vocabulary size.
         ends: The model's end-of-sequence tokens.
-        kept: How many compiled grammars are kept; each may take much memory.
+        kept: How many compiled grammars are cached; each may take much memory.
     """
 
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int], kept: int = COMPILED) -> None:
@@ -194,16 +194,16 @@ class GuideFactory:
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._slow_pool = ThreadPoolExecutor(1, "lucid-guide-slow", _lower_priority)
-        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # so that no mask waits for a compilation
+        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # separate: no mask waits for a compilation
         self._lock = threading.Lock()  # protects the three attributes below
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()  # the most recently used comes last
 
     def open(self, constraint: Constraint, may_end: bool = True) -> Future[Guide]:
-        """Begin to compile a constraint; the future's result is a guide for one answer, or it raises a LucidError.
+        """Start to compile a constraint; return a future whose result is a guide for one answer, or a LucidError.
 
-        ``may_end``: whether an end-of-sequence token may end the answer while more could follow.
+        ``may_end``: whether an end-of-sequence token may end the answer where more could follow.
         """
         return self._compiler.submit(self._open, constraint, may_end)
 
@@ -228,7 +228,7 @@ class GuideFactory:
         return self._vocabulary
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
-        """Return a copy of the compiled constraint; copies share a lexer, the slowest part to compute."""
+        """Return a copy of the compiled constraint; copies share the lexer, whose states take longest to compute."""
         matcher = self._compiled.pop(constraint, None) or self._compile(constraint)
         self._compiled[constraint] = matcher
         if len(self._compiled) > self._kept:
@@ -260,11 +260,11 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 class TokenBytes(NamedTuple):
-    """The bytes that each token adds to a text; empty for special tokens and tokens whose bytes decoding does not show.
+    """The bytes that each token adds to a text; empty for special tokens and tokens whose bytes cannot be found.
 
     Attributes:
-        first: For a token at the start of an answer, where many decoders drop a space.
-        later: For a token after others.
+        first: At the start of an answer, where many decoders drop a space.
+        later: After other tokens.
     """
 
     first: list[bytes]
@@ -272,7 +272,7 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
-    """Return the bytes of the tokens 0 to ``vocabulary − 1``; raise a LucidError if they depend on the next tokens."""
+    """Return the bytes of tokens 0 to ``vocabulary − 1``; raise a LucidError if they depend on later tokens."""
     kinds = tokenizer.decoder_kinds
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
     first, later = [b""] * vocabulary, [b""] * vocabulary
@@ -294,7 +294,7 @@ def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
 
 
 def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[bytes], later: list[bytes]) -> None:
-    """Set the bytes of tokens in ``first`` and ``later`` from their text, decoded alone and after another token."""
+    """Set the bytes of tokens in ``first`` and ``later`` by decoding them alone and after another token."""
     alone = tokenizer.decode_many([[token] for token in tokens])
     anchors = [token for token, text in zip(tokens, alone, strict=True) if text.isalpha() and text.isascii()]
     if not anchors:
@@ -310,7 +310,7 @@ def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[by
 
 
 def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], later: list[bytes]) -> None:
-    """Set a token that is one space to no bytes in ``first`` if the decoder drops it at the beginning of a text."""
+    """Remove the bytes of space tokens in ``first`` if the decoder drops them at the beginning of a text."""
     spaces = [token for token, data in enumerate(first) if data == b" "]
     for token, text in zip(spaces, tokenizer.decode_many([[token, anchor] for token in spaces]), strict=True):
         if text.encode() == later[anchor]:
@@ -318,7 +318,7 @@ def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], la
 
 
 def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
-    """Compare the bytes with the texts that the tokenizer decodes random tokens to; LucidError if they differ."""
+    """Compare the bytes with the decoded text of random tokens; raise a LucidError if they differ."""
     rng = np.random.default_rng(0)
     whole = [token for token, data in enumerate(found.later) if data and _is_text(data)]
     if not whole:

@@ -1,16 +1,16 @@
-"""A store for the caches of earlier texts, in blocks of 32 tokens; texts that begin alike share their first blocks.
+"""A prefix cache: stores the caches of earlier texts in blocks of 32 tokens, which texts with the same prefix share.
 
 A block is found by its digest, a hash of the previous block's digest and the block's token ids; the chain begins with a
 hash of owner and adapter. So equal digests mean equal texts from the first token on, and a block's rows (K and Y) are
-exact for every text that leads to it, because they depend on no later token.
+exact for all of these texts, because they depend on no later token.
 
 Rows are copied into a cache when a request starts, and only the blocks that a text adds are copied back. The graphs
-read the rows of a text as one contiguous array: reading pages in place would take graphs with block tables. Copying
-costs little beside running: 16 to 30 ms for 1,000 tokens of SmolLM2-135M (46 MB), which run for 1.6 s on the same core.
+read the rows of a text as one contiguous array; reading blocks in place would need graphs with block tables. Copying is
+cheap compared to prefill: 16 to 30 ms for 1,000 tokens of SmolLM2-135M (46 MB), which take 1.6 s on the same core.
 
-Rings and states change with every token, and no graph returns them as they were earlier. They can be copied only where
-a run of the graph ends, such as after a chunk of a prompt. A block that ends there has them as ``state``. With rings or
-states, a text continues after such a block only, so most tokens of an answer run again in the next turn.
+Rings and states change with every token, and no graph returns their earlier values. They can only be copied where a run
+of the graph ends, such as after a chunk of a prompt; the block that ends there has them as ``state``. With rings or
+states, a text can only be continued after such a block, so most tokens of an answer run again in the next turn.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BLOCK = 32  # tokens
 
 
 def token_bytes(layout: CacheLayout) -> int:
-    """Return the bytes that count as one token of the budget: its rows or, without rows, 1 / 32 of rings and states."""
+    """Return the bytes that count as one token of the budget: its rows or, without rows, 1/32 of rings and states."""
     return bytes_per_token(layout) or -(-_state_bytes(layout) // BLOCK)
 
 
 def _memory() -> float:
-    """Return the bytes of memory of this machine; infinity where the system does not say, as on Windows."""
+    """Return the bytes of memory of this machine; infinity if unknown, as on Windows."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
 
 
@@ -55,10 +55,10 @@ class Block:
 
     Attributes:
         digest: Hash of owner, adapter and all token ids of the text up to the end of this block.
-        parent: The digest of the block before it; empty for the first.
-        rows: Its rows of each tensor that has rows, ``(heads, 32, width)``, in the order of the layout.
-        state: Rings and states as they are after its last token, in the order of the layout; None: none are stored.
-        readers: Number of running requests that took this block from the store; with any, it is not dropped.
+        parent: Digest of the previous block; empty for the first.
+        rows: The block's rows of each tensor of the sort rows, ``(heads, 32, width)``, in the order of the layout.
+        state: Rings and states after the block's last token, in the order of the layout; None: not stored.
+        readers: Number of running requests that use this block; it is not dropped while there are any.
     """
 
     digest: bytes
@@ -69,13 +69,13 @@ class Block:
 
 
 class PrefixStore:
-    """Stores the blocks of texts within a budget; when it is full, drops the least recently used block without readers.
+    """Stores blocks of texts within a budget; when it is full, drops the least recently used block without readers.
 
-    Blocks have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
-    what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
+    Owners share the budget, but no blocks: otherwise response times would reveal to one client what another has sent.
+    Keys and values depend on the adapter too, so texts with different adapters share no blocks.
 
-    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as tokens that take as much memory.
-    The beginnings that :meth:`find` returns have a multiple of ``grain`` blocks.
+    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as the tokens whose rows take as
+    much memory. The prefixes that :meth:`find` returns have a multiple of ``grain`` blocks.
     """
 
     def __init__(self, session: Session[Any], budget: int, grain: int = 1) -> None:
@@ -92,7 +92,7 @@ class PrefixStore:
         self._session, self._grain = session, grain
         self._tensors: list[CacheTensor] = [tensor for layer in session.layout for tensor in layer]
         self._state_cost = -(-_state_bytes(session.layout) // (token_bytes(session.layout) * BLOCK or 1))  # in blocks
-        # The most recently used block comes last, and a block always comes after those that follow it in a text.
+        # The most recently used block comes last, and a block always comes after its successors in a text.
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self._used = 0  # in blocks, states included
 
@@ -105,15 +105,15 @@ class PrefixStore:
         return sum(block.readers for block in self._blocks.values())
 
     def takes(self, tokens: int) -> bool:
-        """Whether :meth:`add` may store a text of so many tokens, or its beginning."""
+        """Return whether :meth:`add` may store a text of ``tokens`` tokens, or its prefix."""
         return tokens >= BLOCK and self.capacity > 0 and not (self.has_states and tokens % BLOCK)
 
     def find(
         self, ids: Sequence[int], most: int | None = None, owner: str = "", adapter: int = 0
     ) -> tuple[Cache[Any], list[Block]]:
-        """Return a cache of the longest stored beginning of a text, at most ``most`` tokens, and its blocks.
+        """Return a cache with the longest stored prefix of a text, at most ``most`` tokens, and its blocks.
 
-        The blocks stay stored until they are given to :meth:`release`. If nothing is found, the cache is empty.
+        The blocks stay stored until they are passed to :meth:`release`. If nothing is found, the cache is empty.
         """
         blocks = self._known(self._digests(ids[:most], owner, adapter))
         while self.has_states and blocks and blocks[-1].state is None:
@@ -125,19 +125,19 @@ class PrefixStore:
         return self._cache(blocks, adapter), blocks
 
     def release(self, blocks: list[Block]) -> None:
-        """Give back the blocks that :meth:`find` returned: the store may drop them again."""
+        """Release the blocks that :meth:`find` returned, so that the store may drop them again."""
         for block in blocks:
             block.readers -= 1
 
     def add(self, ids: Sequence[int], cache: Cache[Any], owner: str = "") -> None:
         """Store the whole blocks of a text that are not stored yet, from its cache (one row without padding).
 
-        If not all fit, the text's beginning is stored; with rings or states, nothing is.
+        If not all fit, store a prefix of the text or, with rings or states, nothing.
         """
         if cache.batch != 1 or not cache.mask.all() or cache.length != len(ids):
             raise LucidError(
                 f"A prefix is stored from a cache of one row without padding; this one has {cache.batch} rows of "
-                f"{cache.length} tokens, for {len(ids)} token ids."
+                f"{cache.length} columns, for {len(ids)} token ids."
             )
         if not self.takes(len(ids)):
             return
@@ -146,7 +146,7 @@ class PrefixStore:
         new = digests[len(chain) :]
         adds_state = self.has_states and (bool(new) or chain[-1].state is None)
         wanted = len(new) + adds_state * self._state_cost
-        if self.has_states and wanted > self.capacity:  # a beginning is of no use without its states
+        if self.has_states and wanted > self.capacity:  # a prefix is of no use without its states
             return
         room = self._make_room(wanted, chain)
         if room < wanted:
@@ -173,12 +173,12 @@ class PrefixStore:
         return [self._blocks[digest] for digest in takewhile(self._blocks.__contains__, digests)]
 
     def _touch(self, blocks: list[Block]) -> None:
-        """Make a text's blocks the most recently used, the last block first: a parent outlives its children."""
+        """Mark a text's blocks as most recently used, last block first, so that a parent outlives its children."""
         for block in reversed(blocks):
             self._blocks.move_to_end(block.digest)
 
     def _make_room(self, wanted: int, chain: list[Block]) -> int:
-        """Drop blocks without readers, except ``chain``, until ``wanted`` more fit; return how many of these fit."""
+        """Drop blocks without readers, except ``chain``, to make room for ``wanted``; return how many of these fit."""
         for block in chain:
             block.readers += 1
         while self._used + wanted > self.capacity:
@@ -191,8 +191,8 @@ class PrefixStore:
         return max(0, min(wanted, self.capacity - self._used))
 
     def _stored(self, cache: Cache[Any]) -> list[tuple[CacheTensor, Array]]:
-        """Return a cache's tensors with their descriptions, in stored form (such as int8 and scales), maybe views."""
-        layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room after the rows
+        """Return a cache's tensors and their descriptions, in stored form (such as int8 and scales), maybe as views."""
+        layers = cache.layers  # numpy arrays if the session decodes in place, perhaps with free room after the rows
         if self._session.in_place is None:
             pairs = zip(self._session.layer_arrays(cache), self._session.layout, strict=True)
             layers = [encode_layer(arrays, layout) for arrays, layout in pairs]
@@ -200,7 +200,7 @@ class PrefixStore:
         return [(tensor, held(tensor, array, cache.length)) for tensor, array in each]
 
     def _cache(self, blocks: list[Block], adapter: int) -> Cache[Any]:
-        """Return a cache of a text's blocks."""
+        """Return a cache with copies of a text's blocks."""
         adapters = np.array([adapter], np.int64)
         if not blocks:
             return self._session.empty_cache(1, adapters)

@@ -1,4 +1,4 @@
-"""From logits to a token: penalties, biases and bad words, then temperature, min-p, top-k and top-p."""
+"""Sample a token from logits: penalties, biases and bad words, then temperature, min-p, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lucid_deploy.runtimes.session import Array
 
 MOST_BIAS = 100.0  # as OpenAI allows
 MOST_PENALTY = 2.0  # of presence and of frequency, as OpenAI allows
-LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # far beyond these, logits overflow and sampling fails
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # far outside of this range, logits overflow and sampling fails
 
 
 class NoTokenLeft(LucidError):
-    """Raised if constraint and bad words allow no next token, or the constraint is too costly or does not compile."""
+    """Raised if constraint and bad words allow no next token, or a constraint is too costly or does not compile."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the most likely token; above 0, logits are divided by it before sampling.
-        top_k: Sample among this many most likely tokens; 0 is all.
-        top_p: Sample among the fewest most likely tokens whose probabilities add up to this; 1 is all.
+        top_k: Sample among this many most likely tokens; 0: all.
+        top_p: Sample among the fewest most likely tokens whose probabilities add up to this; 1: all.
         seed: Seed of the random generator, 0 or more; None: a random one.
-        min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
+        min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0: all.
         presence_penalty: Subtracted from the logit of every token that was generated before; −2 to 2.
         frequency_penalty: Subtracted from a token's logit once for each time that it was generated; −2 to 2.
         repetition_penalty: Divides the logits of tokens in the prompt or the answer so far where they are positive, and
-            multiplies them where they are negative; 0.01 to 100, 1 is none.
-        logit_bias: Pairs (token id, number from −100 to 100 that is added to its logit).
-        bad_words: Sequences of token ids that never occur in an answer.
+            multiplies them where they are negative; 0.01 to 100, 1: no penalty.
+        logit_bias: Pairs (token id, bias from −100 to 100 that is added to its logit).
+        bad_words: Sequences of token ids that are never generated.
     """
 
     temperature: float = 0.0
@@ -75,7 +75,7 @@ class Sampling:
 
     @property
     def adjusts(self) -> bool:
-        """Whether penalties, biases or bad words change the logits, before temperature and filters do."""
+        """Whether there are penalties, biases or bad words, which change logits before temperature and filters."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
@@ -93,14 +93,14 @@ class Sampling:
 class LogitAdjustment:
     """Adjusts the logits of one answer: penalties, biases and bad words.
 
-    A token's logit x changes in these steps; c is how often the token was generated before (OpenAI's formula), *seen*
-    means that the prompt or the answer has it (formula of the CTRL paper, arXiv 1909.05858, transformers and vLLM):
+    A token's logit x changes in these steps. c is how often the token was generated before (OpenAI's formula); *seen*
+    means that it is in the prompt or the answer (formula of CTRL, arXiv 1909.05858, as in transformers and vLLM):
 
         x ← −∞ where the token would complete a bad word;   x ← x + bias
         x ← x / repetition where x > 0 and seen;            x ← x · repetition where x ≤ 0 and seen
         x ← x − frequency · c − presence · (c > 0)
 
-    A bad word is ruled out only where all its tokens would be generated, not where it begins in the prompt.
+    A bad word is only ruled out if all its tokens would be generated, not if it begins in the prompt.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class LogitAdjustment:
 
 
 class Sampler:
-    """Draws the tokens of one answer from logits, reproducibly for a given seed.
+    """Samples the tokens of one answer from logits, reproducibly for a given seed.
 
     Attributes:
         sampling: How tokens are chosen.
-        chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ for tokens that were not allowed.
+        chosen_from: The logits that the last token was chosen from, ``(vocab,)``: adjusted, −∞ for forbidden tokens.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
@@ -180,8 +180,8 @@ class Sampler:
         """Choose a token from the logits of one position.
 
         Args:
-            logits: Of the model, float ``(vocab,)``.
-            allowed: Tokens that may be chosen, bool ``(vocab,)``; None: all.
+            logits: The model's logits, float ``(vocab,)``.
+            allowed: Mask of tokens that may be chosen, bool ``(vocab,)``; None: all.
 
         Raises:
             CheckFailed: A logit is not finite.
@@ -210,10 +210,10 @@ class Sampler:
 
 
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
-    """Return the probabilities to draw from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
+    """Return the probabilities to sample from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
 
-    A logit of −∞ has probability 0. The temperature must be above 0. A vocabulary is never sorted, which would take
-    longer than a step of a small model: only the tokens that top-p may keep are sorted.
+    A logit of −∞ has probability 0. The temperature must be above 0. Only the tokens that top-p may keep are sorted,
+    because sorting the whole vocabulary would take longer than a step of a small model.
     """
     with np.errstate(over="ignore"):  # the temperature may be almost 0
         weights = np.exp((logits.astype(np.float64) - logits.max()) / sampling.temperature)  # 1 for the likeliest token
@@ -227,13 +227,13 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
         weights[weights < (1 - sampling.top_p) * total / len(weights)] = 0  # together less than 1 - top_p of all
         order = np.flatnonzero(weights > 0)
         order = order[np.argsort(-weights[order], kind="stable")]
-        # The token that crosses top_p still belongs to the set, so that the set is never empty.
+        # The token that crosses top_p is kept, so that the set is never empty.
         weights[order[int(np.searchsorted(np.cumsum(weights[order]), sampling.top_p * total)) + 1 :]] = 0
     return weights / weights.sum()
 
 
 def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return pairs (token id, bias) from a JSON object, whose keys are strings; raise a LucidError for wrong keys."""
+    """Convert a JSON object, whose keys are strings, to pairs (token id, bias); raise a LucidError for wrong keys."""
     found: dict[int, float] = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 20):
@@ -245,7 +245,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return each word's ids and, as vLLM does, its ids after a space if equally many and with another first id."""
+    """Return each word's token ids and, as in vLLM, those after a space if equally many with a different first id."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

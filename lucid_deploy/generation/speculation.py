@@ -1,15 +1,15 @@
 """Choose an answer's tokens from logits, with or without drafts, until the answer ends.
 
-Speculative decoding: one step runs guessed tokens too, and their logits are used if the guess is right.
+Speculative decoding: a step also runs draft tokens, whose logits are used if the drafts are right.
 
-    1. The model runs the token that was chosen last and the drafted ones after it in one step, for the logits of all.
+    1. In one step, the model runs the token that was chosen last, followed by the drafts, and returns logits for all.
     2. The next token is chosen from the first of these logits, as in plain decoding. If it equals the first draft, the
        token after it is chosen from that draft's logits without another step, and so on.
-    3. When another token is chosen, unused drafts' cache rows are dropped; this is exact: rows of K and Y never change.
+    3. When another token is chosen, the unused drafts' cache rows are dropped. This is exact: other rows do not change.
 
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
-probability p(x), otherwise the token is drawn from p without x (arXiv 2211.17192 with q(x) = 1).
+probability p(x), otherwise a token is sampled from p without x (arXiv 2211.17192 with q(x) = 1).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 log = logging.getLogger("lucid_deploy.generation")
 # Two logits are near if their gap is at most this share of the largest absolute logit. Reordered sums move it far less.
 _NEAR = {"float32": 1e-4, "float64": 1e-9}
-# In half precision, one step moved the gap of two logits by up to 0.0012 (float16) or 0.0081 (bfloat16) of the largest.
+# In half precision, one step changed the gap by up to 0.0012 (float16) or 0.0081 (bfloat16) of the largest logit.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
 # Largest rounding error of a cached value, as a share of the largest value in its row.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# How many such errors count as near. In one step the gap of two logits moved by up to 0.4 of one error. Over an answer,
-# steps add up: with int8, the first tokens that differed had gaps of up to 5.3 errors.
+# Gaps of up to this many such errors count as near. One step changed the gap by up to 0.4 errors. Over an answer, steps
+# add up: with int8, the first tokens that differed had gaps of up to 5.3 errors.
 _REACH = {"int8": 8}
 _REACH_ELSE = 2
-# For matrix products with rounded inputs: another order of sums may round an input the other way, which moves it by a
-# whole rounding step, and later inputs, too. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8.
+# For matrix products with rounded inputs: another order of sums may round an input the other way, which changes it by a
+# whole rounding step, and later inputs as well. One step changed the gap by up to 0.029 with int8 and 0.0097 with fp8.
 # Over an answer with int8, the first tokens that differed had gaps of up to 0.058, see docs/speculation.md.
 _INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
@@ -50,11 +50,11 @@ class DraftCounts:
     """Counts of drafted and accepted tokens.
 
     Attributes:
-        proposed: Tokens that were drafted and run.
-        accepted: Drafted tokens that became tokens of an answer.
+        proposed: Draft tokens that the model verified.
+        accepted: Draft tokens that became tokens of an answer.
         near_ties: Greedy choices, from an answer's first verifying step on, between two tokens so close that another
             order of the same sums, or another rounding of the cache or of inputs, may choose the other.
-        failures: Drafters that were dropped because they failed; their answers went on without drafts.
+        failures: Drafters that were dropped because they failed; their answers continued without drafts.
     """
 
     proposed: int = 0
@@ -72,9 +72,9 @@ def prepare_speculation(session: Session[Any]) -> None:
 
 
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
-    """Return how far a verifying step may move the gap of two logits, as a share of the largest absolute logit.
+    """Return how much a verifying step may change the gap of two logits, as a share of the largest absolute logit.
 
-    The step sums in another order. With a rounded cache, new tokens may see each other's values before rounding, and a
+    The step sums in another order. With a rounded cache, new tokens may attend to each other's unrounded values, and a
     value may be rounded the other way; so may inputs of matrix products in 8 bits (``rounded_inputs``).
     """
     shares = [_NEAR.get(dtype, _NEAR["bfloat16"]), _INPUTS.get(rounded_inputs or "", 0.0)]
@@ -90,7 +90,7 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, repetition: float 
     the rounding error of either logit. ``share`` is what :func:`near_share` returns.
     """
     near = share * max(logits.max(), -logits.min()) * max(repetition, 1 / repetition)
-    return int(np.count_nonzero(adjusted.max() - adjusted <= near)) > 1  # the best token itself is counted
+    return int(np.count_nonzero(adjusted.max() - adjusted <= near)) > 1  # the count includes the best token itself
 
 
 @dataclass
@@ -99,10 +99,10 @@ class Row:
 
     Attributes:
         ids: Tokens before ``next``, all of them in the row's cache.
-        next: The newest token, which the next step runs; at first the prompt's last, which has run already.
-        count: New tokens so far.
-        verified: Whether a step with drafts, its own or another row's, wrote into the row's cache.
-        pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
+        next: The newest token, which the next step runs; at first the prompt's last, which has already run.
+        count: Number of new tokens so far.
+        verified: Whether a step with drafts, for this or another row, has written to the row's cache.
+        pending: Logits ``(vocab,)`` that wait for the guide's mask; None: no choice is pending.
         finish_reason: Set at the end: ``eos`` (also when the guide allows nothing more), ``length`` (max_new_tokens) or
             ``context`` (no room left).
     """
@@ -121,7 +121,7 @@ class Row:
 
 
 class Choice(NamedTuple):
-    """A new token, the logits ``(vocab,)`` that it was chosen from, and whether it is a draft that was right."""
+    """A new token, the model's logits ``(vocab,)`` for it, and whether it is an accepted draft."""
 
     token: int
     logits: Array
@@ -132,8 +132,8 @@ class Chooser:
     """Chooses the tokens of rows, with or without drafts, and counts drafts.
 
     Attributes:
-        deadline: Time by :func:`time.monotonic` until which a choice may wait for the mask of a constraint; None: it
-            waits as long as the mask takes.
+        deadline: Time by :func:`time.monotonic` until which a choice may wait for the mask of a constraint; None: no
+            limit.
     """
 
     def __init__(self, session: Session[Any], counts: DraftCounts) -> None:
@@ -143,10 +143,10 @@ class Chooser:
         self.deadline: float | None = None
 
     def follow(self, row: Row, drafts: list[int], logits: Array) -> Iterator[Choice]:
-        """Yield a row's new tokens for as long as its drafts are right; choose each only when the caller asks for it.
+        """Yield a row's new tokens for as long as its drafts are right; each is chosen only when it is requested.
 
-        Tokens that ran and are right are added to ``row.ids``. The caller drops the others from the cache, whether the
-        row goes on, ends, fails, or is left before its drafts are used up.
+        Accepted tokens are added to ``row.ids``. The caller has to drop the others from the cache, whether the row
+        continues, ends, fails, or iteration stops before the drafts are used up.
 
         Args:
             drafts: The tokens that ran after ``row.next``.
@@ -212,7 +212,7 @@ def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCou
 
 
 def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
-    """Return a row's drafts; drop its drafter if that fails. The answer then goes on without drafts.
+    """Return a row's drafts; if its drafter fails, drop it, so that the answer continues without drafts.
 
     All failures are counted; the first one is logged, with its traceback if it is a bug.
     """

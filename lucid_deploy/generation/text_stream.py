@@ -1,4 +1,4 @@
-"""Turn tokens into text as they come, in whole characters and up to a stop string; and single tokens into text."""
+"""Convert tokens to text incrementally, in whole characters and up to a stop string; and single tokens to text."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import lru_cache
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 
-_CONTEXT = 4  # pieces that are decoded again with what follows them
+_CONTEXT = 4  # returned pieces that are decoded again together with the next tokens
 _LONGEST_CHARACTER = 4  # bytes of a character in UTF-8, and so the most tokens that it takes
-_HELD = 4 * _LONGEST_CHARACTER  # from so many held tokens on, text before an incomplete last character is released
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that stands for one byte, of tokenizers that fall back to bytes
+_HELD = 4 * _LONGEST_CHARACTER  # from this many held tokens on, text before an incomplete last character is released
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token for one byte, in tokenizers with byte fallback
 _SPACE = "▁"  # U+2581, a space in the vocabularies of SentencePiece
 
 
 class TextStream:
-    """Turns token ids into text as they come; a piece is held back while its last character is incomplete.
+    """Converts token ids to text incrementally; text is held back while its last character is incomplete.
 
     The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
     (all common ones). The work per token does not grow with the text.
 
     Tokens go through the ``DecodeStream`` of tokenizers, which holds tokens back for ever if their bytes never become a
-    character, and decodes all of them again at each step. So once ``_HELD`` are held back, this class decodes the text
-    itself from then on, together with the last pieces before. Bytes that never become a character come out as U+FFFD.
+    character, and decodes all of them again at each step. So once it holds back ``_HELD`` tokens, this class decodes
+    the text itself, together with the previous pieces. Bytes that never become a character are decoded to U+FFFD.
 
     Special tokens have no text unless they are in ``shown``.
     """
@@ -35,8 +35,8 @@ class TextStream:
         self._shown = frozenset(shown)
         self._step = tokenizer.decode_steps()
         self._by_steps = True
-        self._held: list[int] = []  # ids whose text is not returned yet
-        self._context: list[tuple[list[int], str]] = []  # the last returned ids and texts; decoding begins with them
+        self._held: list[int] = []  # ids whose text has not been returned yet
+        self._context: list[tuple[list[int], str]] = []  # the last returned ids and texts; decoding starts from them
 
     def push(self, token: int) -> str:
         """Add a token; return the new text, which may be empty."""
@@ -50,8 +50,8 @@ class TextStream:
         return "" if self._by_steps else self._whole_characters()
 
     def rest(self) -> str:
-        """Return the text of tokens that are held back, such as half a character, which no later token completes."""
-        self._by_steps &= not self._held  # the DecodeStream would return what it holds once more
+        """Return the text of all held tokens, such as half a character, which later tokens cannot complete any more."""
+        self._by_steps &= not self._held  # the DecodeStream would return the text that it holds a second time
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:
@@ -61,7 +61,7 @@ class TextStream:
             return self._release(len(self._held), text)
         if len(self._held) < _HELD:
             return ""
-        # Only the last character may still be completed, so cut between characters before its bytes.
+        # Only the last character may still be completed, so cut between characters before it.
         for count in range(len(self._held) - _LONGEST_CHARACTER + 1, 0, -1):
             first = self._text(self._held[:count])
             if text.startswith(first):
@@ -77,20 +77,20 @@ class TextStream:
         """Move the first ``count`` held ids, whose text is ``text``, to the context; return the text."""
         self._context.append((self._held[:count], text))
         self._held = self._held[count:]
-        if any(piece for _, piece in self._context[-_CONTEXT:]):  # if all are empty, the next piece may lose its space
+        if any(piece for _, piece in self._context[-_CONTEXT:]):  # after empty pieces only, a decoder may drop a space
             del self._context[:-_CONTEXT]
         del self._context[: -8 * _CONTEXT]
         return text
 
 
 class StopStrings:
-    """Looks for stop strings in text that comes in pieces of any size; how it is cut makes no difference.
+    """Finds stop strings in text that arrives in pieces of any size; the size does not change the result.
 
-    Text that may become a stop string is held back. Of several stop strings the one that is complete first counts; of
-    those that end together, the longest.
+    Text that may become a stop string is held back. Of several stop strings, the one that ends first counts; of those
+    that end together, the longest.
 
     Attributes:
-        stopped: Whether one was found.
+        stopped: Whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -104,7 +104,7 @@ class StopStrings:
         return len(self._held)
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Add text; return what is safe to show now, and whether a stop string has been found."""
+        """Add text; return the text that is safe to show, and whether a stop string has been found."""
         if self.stopped:
             return "", True
         text = self._held + text
@@ -117,7 +117,7 @@ class StopStrings:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """Return what is held back; call it when no more text comes."""
+        """Return the text that is held back; call it at the end of the text."""
         held, self._held = self._held, ""
         return held
 
@@ -137,7 +137,7 @@ def check_stops(stops: Sequence[str]) -> None:
 
 
 class AnswerText:
-    """Turns the tokens of one generation into text that may be shown, which ends before the first stop string.
+    """Converts the tokens of one generation to the text that may be shown, which ends before the first stop string.
 
     Attributes:
         decoded: Number of characters decoded so far, including a stop string and what follows it.
@@ -145,7 +145,7 @@ class AnswerText:
 
     Args:
         stops: Strings that end the text and are not part of it.
-        shown: Special tokens whose text is part of the answer all the same.
+        shown: Special tokens whose text is part of the answer.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), shown: Sequence[int] = ()) -> None:
@@ -161,7 +161,7 @@ class AnswerText:
 
     @property
     def held(self) -> int:
-        """Characters held back now, because a stop string may begin with them; 0 once the text has ended."""
+        """Number of characters held back because a stop string may begin with them; 0 once the text has ended."""
         return self._stops.held
 
     def push(self, token: int) -> str:
@@ -169,7 +169,7 @@ class AnswerText:
         return self._through_stops(self._stream.push(token))
 
     def finish(self) -> str:
-        """Return what is held back; call it when no more tokens come."""
+        """Return the text that is held back; call it after the last token."""
         text = self._through_stops(self._stream.rest())
         rest = self._stops.flush()
         self.shown += len(rest)
@@ -183,7 +183,7 @@ class AnswerText:
 
 
 class TokenTexts:
-    """Gives each token's own text and bytes; a token that is a part of a character has bytes, and U+FFFD as text."""
+    """Looks up each token's own text and bytes; a token that is part of a character has U+FFFD as text."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -194,9 +194,9 @@ class TokenTexts:
     def __call__(self, token: int) -> tuple[str, bytes | None]:
         """Return a token's text and its bytes.
 
-        A token that the vocabulary does not have is ``("", None)``: the embedding may be padded to a round number.
+        The result is ``("", None)`` for ids without a token, which exist if the embedding is padded to a round size.
         """
-        if token not in self._known:  # at most one entry per word of the vocabulary
+        if token not in self._known:  # at most one entry per token of the vocabulary
             self._known[token] = self._look_up(token)
         return self._known[token]
 
@@ -225,7 +225,7 @@ class TokenTexts:
 
 @lru_cache(maxsize=1)
 def byte_alphabet() -> dict[str, int]:
-    """Return the byte of each letter in byte-level vocabularies: bytes that do not print are U+0100 and up."""
+    """Return the byte of each character in byte-level vocabularies; unprintable bytes are U+0100 and up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -242,7 +242,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token, whose text begins after ``offset`` characters, and the likeliest tokens there, best first."""
+    """A chosen token, whose text begins after ``offset`` characters, and the likeliest tokens at its position."""
 
     chosen: TokenText
     top: tuple[TokenText, ...]
@@ -251,11 +251,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """What one more token of generation ``row``, or the end of this generation, adds to its answer."""
+    """The text that a token, or the end, of generation ``row`` adds to its answer."""
 
     row: int
-    text: str  # new text, which is final; empty if all is held back
+    text: str  # new text, which is final; empty if all of it is held back
     tokens: int  # 1, or 0 for the end
     logprobs: tuple[TokenLogprob, ...] = ()
-    reason: str = ""  # why the generation ended, ``stop`` or ``length``; empty if it goes on
-    reused: int = 0  # prompt tokens that a stored prefix held
+    reason: str = ""  # why the generation ended, ``stop`` or ``length``; empty if it continues
+    reused: int = 0  # prompt tokens taken from a stored prefix

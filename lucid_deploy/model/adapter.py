@@ -1,7 +1,7 @@
-"""LoRA adapters as PEFT saves them: read, and added to a checkpoint's weights or exported beside them.
+"""Read LoRA adapters saved by PEFT, to merge them into a checkpoint's weights or to export them separately.
 
 A module with the weight W gets ``W + scale·B·A``, where scale is ``lora_alpha / r``, or ``lora_alpha / √r`` with rsLoRA
-(arXiv 2106.09685, 2312.03732). Biases, and weights of ``modules_to_save``, are stored whole in the adapter.
+(arXiv 2106.09685, 2312.03732). Biases and the weights of ``modules_to_save`` replace the base model's.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _WITHOUT_EFFECT = frozenset(
         *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"),
     )
 )
-# Values of init_lora_weights that leave the base's weights as they are; pissa, olora, loftq and others change them.
+# Values of init_lora_weights that keep the base model's weights; pissa, olora, loftq and others change them.
 _INITS_KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass
 class _Update:
-    """What an adapter adds to the weight of one module: scale · B · A."""
+    """The low-rank update of one module's weight: scale · B · A."""
 
     scale: float
     transposed: bool  # whether the weight is stored as (in, out), as in GPT-2's Conv1D
@@ -81,7 +81,7 @@ class Adapter:
             )
         self._file = open_safetensors(self.directory / WEIGHTS)
         self._updates: dict[str, _Update] = {}  # by the name of the weight
-        self._replaced: dict[str, str] = {}  # names in the file, by the name of the weight
+        self._replaced: dict[str, str] = {}  # the tensor in the adapter's file, by the name of the weight
         for key in sorted(self._file.keys()):
             self._add(key)
         for name, update in self._updates.items():
@@ -94,7 +94,7 @@ class Adapter:
 
     @property
     def replaced(self) -> frozenset[str]:
-        """Names of the weights and biases that the adapter stores whole, in place of the base model's."""
+        """Names of the weights and biases that the adapter stores in full, to replace the base model's."""
         return frozenset(self._replaced)
 
     @property
@@ -109,13 +109,13 @@ class Adapter:
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Raise a LucidError unless the adapter fits ``base``; return notes. ``shape_of`` gives None if absent."""
+        """Raise a LucidError unless the adapter fits ``base``; return notes. ``shape_of``: None for missing weights."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:
             raise LucidError(f"{self.directory} changes weights that {base} does not have: {listed(absent)}.")
         wrong = [
-            f"{name} is {list(shape)} there and {list(found)} here"
+            f"{name} is {list(shape)} in the model and {list(found)} in the adapter"
             for name, shape in shapes.items()
             for found in self._shapes(name)
             if shape is not None and found != shape
@@ -125,7 +125,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return ``weight`` or its replacement; an update is added in float32, or in float64 for float64 weights."""
+        """Return ``weight`` with the adapter merged; updates are added in float32, or float64 for float64 weights."""
         import torch
 
         if name in self._replaced:
@@ -143,13 +143,13 @@ class Adapter:
         raw = read_object(path)
         settings = checked(raw, _AdapterFile, str(path))
         if settings.peft_type != "LORA":
-            raise LucidError(f"{path}: peft_type {settings.peft_type} is not supported; LORA is.")
+            raise LucidError(f"{path}: peft_type {settings.peft_type} is not supported; only LORA is.")
         given = [key for key, value in raw.items() if value]
         unknown = [key for key in given if key not in (*_AdapterFile.__struct_fields__, *_WITHOUT_EFFECT)]
         if unknown:
             raise LucidError(
-                f"{path} sets {listed(unknown)}, which is not supported. Merge the adapter by PEFT's merge_and_unload "
-                "if it can, and export the result."
+                f"{path} sets {listed(unknown)}, which is not supported. If PEFT can merge the adapter, call its "
+                "merge_and_unload, and export the result."
             )
         if settings.init_lora_weights not in _INITS_KEEPING_BASE:
             raise LucidError(
@@ -162,17 +162,17 @@ class Adapter:
         """Register one tensor of the file: a matrix of an update, or a weight that replaces the base model's."""
         where = self.directory / WEIGHTS
         if not key.startswith(_PREFIX):
-            raise LucidError(f"{where}: the tensor {key} does not begin with {_PREFIX}, as those of PEFT do.")
+            raise LucidError(f"{where}: the tensor name {key} does not start with {_PREFIX}, as PEFT's do.")
         name = key.removeprefix(_PREFIX)
         parts = _PARTS.fullmatch(name)
         if parts is None:
             if "lora_" in name or not name.endswith((".weight", ".bias")):
-                raise LucidError(f"{where}: the tensor {key} is of no kind that is supported.")
+                raise LucidError(f"{where}: the tensor {key} is not of a supported kind.")
             self._replaced[name.replace(".base_layer.", ".")] = key
             return
         value = self._tensor(key)
         if value.dim() != 2:
-            raise LucidError(f"{where}: {key} has the shape {list(value.shape)}; a LoRA adapter has matrices.")
+            raise LucidError(f"{where}: {key} has the shape {list(value.shape)}, but LoRA weights are matrices.")
         transposed = self._settings.fan_in_fan_out and parts[2] is not None
         update = self._updates.setdefault(f"{parts[1]}.weight", _Update(self._scale(parts[1]), transposed))
         if parts[2] is not None:
@@ -193,11 +193,11 @@ class Adapter:
         rank = _by_pattern(self._settings.rank_pattern, module, self._settings.r)
         if (update.b.shape[1], update.a.shape[0]) != (rank, rank):
             raise LucidError(
-                f"{where}: A is {list(update.a.shape)} and B {list(update.b.shape)}, and {ADAPTER} says rank {rank}."
+                f"{where}: A is {list(update.a.shape)} and B {list(update.b.shape)}, but {ADAPTER} says rank {rank}."
             )
 
     def _shapes(self, name: str) -> list[tuple[int, ...]]:
-        """Return the shapes of a weight's replacement and of its update, as far as there are any."""
+        """Return the shapes of a weight's replacement and of its update, if the adapter has them."""
         shapes = []
         if name in self._replaced:
             shapes.append(tuple(self._file.get_slice(self._replaced[name]).get_shape()))
@@ -226,7 +226,7 @@ class Adapter:
             f"models--{self.base.replace('/', '--')}",  # in the Hub's cache
         )
         if self.base and not {*named} & {*base.resolve().parts}:
-            yield f"The adapter {self.directory} says that it was trained on {self.base}; it was added to {base}."
+            yield f"The adapter {self.directory} says that it was trained on {self.base}, but it was added to {base}."
         for name in ("tokenizer.json", "chat_template.jinja"):
             own, other = self.directory / name, base / name
             if own.is_file() and (not other.is_file() or own.read_bytes() != other.read_bytes()):
@@ -240,5 +240,5 @@ def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
         except re.error as error:
-            raise LucidError(f"{ADAPTER}: {key!r} is no regular expression: {error}") from error
+            raise LucidError(f"{ADAPTER}: {key!r} is not a regular expression: {error}") from error
     return default

@@ -1,7 +1,7 @@
-"""LoRA adapters beside the weights of a PyTorch model: every row of a batch chooses one.
+"""Unmerged LoRA adapters in a PyTorch model: each row of a batch selects one.
 
 A linear layer y = x Wᵀ becomes y = x Wᵀ + (x A_i) B_i, where i is the row's adapter. The matrices of all adapters are
-stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 is zeros: the base model alone.
+stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 is all zeros: the base model.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.lucid import CausalModel
 
-A, B = ".lora_A", ".lora_B"  # appended to a linear layer's name, they name its stacked matrices
+A, B = ".lora_A", ".lora_B"  # appended to a linear layer's name: the names of its stacked matrices
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The room that a model has for adapters: in which layers, for how many, of which rank."""
+    """The adapter slots of a model: which linear layers have them, how many adapters fit, and their rank."""
 
     targets: tuple[str, ...]  # names of linear layers within a layer, such as self_attn.q_proj, and lm_head
-    count: int  # how many adapters there can be, slot 0 (the base model) not counted
-    rank: int  # the rank of the stacked matrices, the largest that an adapter can have
+    count: int  # the maximum number of adapters, not counting slot 0 (the base model)
+    rank: int  # the rank of the stacked matrices: the maximum rank of an adapter
 
 
 def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:
     """Return the linear layers that may have adapters, by name.
 
-    Parts of a mixture of experts are left out, because there it is not known from which row of the batch a token comes.
-    A tied head is left out too, because its weight is also the embedding.
+    Mixture-of-experts blocks are excluded, because their inputs do not show which row of the batch a token belongs to;
+    a tied head is excluded, because its weight is also the embedding.
     """
     modules = dict(model.named_modules())
     mixtures = tuple(name.rpartition(".")[0] + "." for name in modules if name.endswith(".experts"))
@@ -51,10 +51,10 @@ def target_of(name: str) -> str:
 
 
 class AdapterRows:
-    """Adds matrices for adapters, zeros at first, to linear layers, and says which adapter each row of a call has.
+    """Adds zero-initialized adapter matrices to linear layers, and selects the adapter of each row of a batch.
 
     Attributes:
-        ids: The slot of each row in the next calls, int64 ``(B,)``; None: every row has the slot ``default``.
+        ids: The slot of each row in the next calls, int64 ``(B,)``; None: every row uses slot ``default``.
         default: The slot of every row if ``ids`` is None.
     """
 
@@ -74,7 +74,7 @@ class AdapterRows:
     def _add(self, name: str, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]  # (B, N, in)
         if x.dim() != 3:
-            raise LucidError(f"{name} gets tokens without a batch axis, so rows cannot have their own adapters in it")
+            raise LucidError(f"{name} gets an input without a batch axis, so its rows cannot use different adapters")
         ids = x.new_full(x.shape[:1], self.default, dtype=torch.int64) if self.ids is None else self.ids
         a, b = linear.lora_A.index_select(0, ids), linear.lora_B.index_select(0, ids)
         return output + (x.to(a.dtype) @ a @ b).to(output.dtype)

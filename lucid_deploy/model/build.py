@@ -1,4 +1,4 @@
-"""Read configurations and make models, of families that this package implements and of transformers' model classes."""
+"""Parse configurations and build models, of this package's families or of transformers' model classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Turn ``config.json``'s content into a configuration, for a family of this package or a class of transformers."""
+    """Parse the content of ``config.json``, of a family of this package or of a model class of transformers."""
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)
     from lucid_deploy.model.transformers_class.configuration import parse_class_config
@@ -25,7 +25,7 @@ def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collectio
 
 
 def make_model(config: LucidConfig, implementation: str = "blocked") -> CausalModel:
-    """Make the PyTorch model of a configuration, on the current default device."""
+    """Build the PyTorch model of a configuration, on the current default device."""
     if config.class_config:
         from lucid_deploy.model.transformers_class.module import ClassModel
 
@@ -57,7 +57,7 @@ class _ClassFamily(Family):
 
 
 def _names_class(raw: dict[str, Any]) -> bool:
-    """Whether a model class of transformers, and no family of this package, computes the model of ``config.json``."""
+    """Whether a model class of transformers, not a family of this package, runs the model of ``config.json``."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or (family_of(raw) is not None and not _is_special_llama(raw)):
         return False
@@ -69,7 +69,7 @@ def _names_class(raw: dict[str, Any]) -> bool:
 
 
 def _is_special_llama(raw: dict[str, Any]) -> bool:
-    """Whether transformers must compute a Llama: one with yarn rotary scaling, or an activation other than silu."""
+    """Whether a Llama needs transformers' class: it has yarn rotary scaling, or an activation other than silu."""
     blocks = [block for name in ROPE_BLOCKS if isinstance(block := raw.get(name), dict)]
     yarn = any("yarn" in (block.get("rope_type"), block.get("type")) for block in blocks)
     return raw["model_type"] == "llama" and (yarn or raw.get("hidden_act") not in (None, "silu", "swish"))

@@ -47,8 +47,8 @@ def resolve(checkpoint: str | Path) -> Path:
 class Checkpoint:
     """An opened checkpoint: its configuration, and its tensors, which are read one at a time.
 
-    Opening compares the names and shapes of all tensors with the configuration. It reads headers only, except for an
-    adapter, and for a tied head that is stored beside the embedding and must equal it.
+    Opening checks the names and shapes of all tensors against the configuration. It reads only headers, except for an
+    adapter, and for a tied head stored beside the embedding, which must equal it.
 
     Args:
         checkpoint: A directory, or the word ``demo``.
@@ -56,15 +56,15 @@ class Checkpoint:
         diagonal: The diagonal of LUCID's triangular system, as in :class:`LucidConfig`.
         state_dtype: Type of recurrent states; None: float32.
         adapter: Directory of a LoRA adapter that is added to the weights; None: none.
-        trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
+        trust_remote_code: Whether to run the checkpoint's own model code if transformers has no class for it.
 
     Attributes:
-        config: The model's configuration, which the tensors and the options above complete.
+        config: The model's configuration, completed from the tensors and the options above.
         tied: Whether ``lm_head.weight`` is the embedding.
-        notes: Notes for the user, such as what was decided although no key of ``config.json`` says it.
+        notes: Notes for the user, such as settings inferred from the tensors because ``config.json`` lacks them.
         assumed_unused: The unknown keys that the user declared unused, with their values.
         layout: How its quantized weights are stored; None: it is not quantized.
-        packed: The parts of quantized weights, by the names that the files would have for them unquantized.
+        packed: The parts of each quantized weight, by the name that the weight would have unquantized.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Checkpoint:
         return _EMBEDDING if self.tied and name == _HEAD else name
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every weight of the model but a tied head, by its name."""
+        """Return the shape of every weight of the model except a tied head, by name."""
         return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
 
     def is_same(self, one: str, other: str) -> bool:
-        """Whether two weights of the model are one: the same tensor of the checkpoint, read in the same way."""
+        """Whether two weights of the model are read from the same tensor of the checkpoint in the same way."""
         if one == other or self.stored_name(one) == other:
             return True
         known = expected_shapes(self.config)
@@ -121,7 +121,7 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor of the model, in its stored type; float64 where the family adds an offset.
 
-        Quantized weights, which are dequantized without rounding, and sums with an adapter are float32 or float64.
+        Quantized weights are dequantized without rounding; they and sums with an adapter are float32 or float64.
         """
         place = self._family.stored(name, self.config)
         if place.join is not None and place.name not in self._named:
@@ -131,7 +131,7 @@ class Checkpoint:
         return data.double() + place.plus if place.plus else data
 
     def _read(self, place: StoredParameter) -> torch.Tensor:
-        """Read one stored tensor, or some rows of it, with what the adapter adds to it."""
+        """Read one stored tensor, or some rows of it, with the adapter merged."""
         if place.name in self.packed:
             return select_rows(self.packed[place.name].read(self._get, self.directory).dequantize(), place)
         stored = self._named[place.name]
@@ -160,7 +160,7 @@ class Checkpoint:
         if place.rows is not None or place.plus:
             raise LucidError(
                 f"{self.directory}: {place.name} holds several weights of the model in one quantized tensor, which is "
-                "not supported. Use the checkpoint that it was made from."
+                "not supported. Use the checkpoint that it was quantized from."
             )
         return self.packed[place.name].read(self._get, self.directory)
 
@@ -169,14 +169,14 @@ class Checkpoint:
         quantized = sorted(adapter.weights & self.packed.keys())
         if quantized:
             raise LucidError(
-                f"{adapter.directory} changes {quantized[0]}, which {self.directory} stores quantized: what is added "
-                "would have to be rounded again. Use the checkpoint that it was made from."
+                f"{adapter.directory} changes {quantized[0]}, which {self.directory} stores quantized: the merged "
+                "weight would have to be quantized again. Use the checkpoint that it was quantized from."
             )
         tied = sorted(adapter.weights & {self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD)})
         if self.tied and tied:
             raise LucidError(
-                f"{adapter.directory} changes {tied[0]} alone, and in {self.directory} embedding and lm_head are one "
-                "weight (tie_word_embeddings). Merge it by PEFT's merge_and_unload, and export the result."
+                f"{adapter.directory} changes {tied[0]}, but in {self.directory} embedding and lm_head are one "
+                "weight (tie_word_embeddings). Merge it with PEFT's merge_and_unload, and export the result."
             )
         shapes = {name: tuple(self._header(name).get_shape()) for name in adapter.weights & self._named.keys()}
         self.notes = (*self.notes, *adapter.check(shapes.get, self.directory))
@@ -205,7 +205,7 @@ class Checkpoint:
         return self._handles[path]
 
     def _header(self, name: str) -> Any:
-        """Return safetensors' view of a stored tensor: its shape and type are known, its values are not read."""
+        """Return safetensors' slice of a stored tensor, which has its shape and type without reading its values."""
         stored = self._named[name]
         return self._open(self._file_of[stored]).get_slice(stored)
 
@@ -216,12 +216,12 @@ class Checkpoint:
             raise LucidError(
                 f"{self.directory}: {head} is quantized by {self.layout.name}, and tie_word_embeddings is true, so it "
                 "would be the embedding too, which is not supported. If both are stored, set tie_word_embeddings to "
-                "false; otherwise use the checkpoint that it was made from."
+                "false; otherwise use the checkpoint that it was quantized from."
             )
         if not self.tied or embedding in self._named or head not in self._named:
             return ()
         self._named[embedding] = self._named.pop(head)
-        return (f"{head} is stored and {embedding} is not: tied, it is both.",)
+        return (f"{head} is stored and {embedding} is not: it is used as both.",)
 
     def _check_tensors(self) -> None:
         wanted = file_shapes(self.config, self._family, self._named)
@@ -255,7 +255,7 @@ class Checkpoint:
             )
 
     def _check_tied_head(self, found: dict[str, tuple[int, ...]]) -> None:
-        """Allow a stored head beside a tied embedding only if they are equal."""
+        """Raise a LucidError if a tied head is stored beside the embedding and differs from it."""
         import torch
 
         embedding, named = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
@@ -277,13 +277,13 @@ def select_rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
 
 
 def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that a checkpoint's files must have; ``named``: the names that are there."""
+    """Return the shapes of the tensors that a checkpoint must store; ``named``: the names that it stores."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in expected_shapes(config).items():
         if config.tie_word_embeddings and name == _HEAD:
             continue
         place = family.stored(name, config)
-        if place.parts and place.name not in named:  # such as single experts; stacked ones are accepted too
+        if place.parts and place.name not in named:  # for example one tensor per expert; a stacked one is accepted too
             wanted.update(place.parts)
             continue
         if place.rows is not None:
@@ -293,7 +293,7 @@ def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()
 
 
 def take_own_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
-    """Register or refuse the model code that a checkpoint may bring; the arguments are those of ``take_code``."""
+    """Register or refuse the checkpoint's own model code, if any; the arguments are those of ``take_code``."""
     if family_of(raw) is not None:
         if trusted:
             raise LucidError(f"{directory} needs no code of its own: leave out --trust-remote-code.")
@@ -315,14 +315,14 @@ def _with_states(config: LucidConfig, state_dtype: str | None, where: str) -> Lu
         return config
     tensors = (tensor for layer in describe(config, "float32") for tensor in layer.cache)
     if not any(tensor.sort == "state" for tensor in tensors):
-        raise LucidError(f"No layer of {where} keeps a state, so there is no type to choose: leave out --state-dtype.")
+        raise LucidError(f"No layer of {where} has a recurrent state: leave out --state-dtype.")
     return dataclasses.replace(config, state_dtype=state_dtype)
 
 
 def _with_generation_eos(config: LucidConfig, directory: Path) -> tuple[LucidConfig, tuple[str, ...]]:
-    """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there.
+    """Add the end tokens of ``generation_config.json``: instruction-tuned models often list theirs only there.
 
-    If the file exists, transformers ignores the ones in config.json, so a note names any that the file leaves out.
+    If the file exists, transformers ignores those in config.json, so a note lists any that the file leaves out.
     """
     path = directory / "generation_config.json"
     if not path.is_file():
@@ -333,8 +333,8 @@ def _with_generation_eos(config: LucidConfig, directory: Path) -> tuple[LucidCon
         raise LucidError(f"{path}: eos_token_id {max(more)} is outside the vocabulary (0 to {config.vocab_size - 1}).")
     alone = ", ".join(str(token) for token in config.eos_token_ids if token not in named)
     note = (
-        f"A text ends at eos_token_id {alone} of config.json too, which generation_config.json does not name: "
-        "transformers goes on after it."
+        f"Generation also stops at eos_token_id {alone} of config.json, which generation_config.json does not list: "
+        "transformers continues after it."
     )
     return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more)), (note,) if alone else ()
 
@@ -346,7 +346,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint's model, without gradients, float32 by default; ``progress`` gets (weights loaded, in all)."""
+    """Load a checkpoint's model, without gradients, float32 by default; ``progress`` gets (weights loaded, total)."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)

@@ -20,7 +20,7 @@ LUCID_TYPES = ("lucid", "oglucid")  # the values of attention_type that mean LUC
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
 LARGEST_WINDOW = 2**20  # tokens
 
-# Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
+# Larger sizes are mistakes that would exhaust memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
 LayerCount = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
 Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
@@ -45,7 +45,7 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for longer contexts; the fields have transformers' names."""
+    """How rotary frequencies are scaled for longer contexts; the fields have transformers' names."""
 
     # default (unchanged), linear (all divided by factor), llama3 (low ones divided, high ones kept, a ramp between),
     # dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
@@ -66,25 +66,25 @@ class Rope:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The attention and the experts of one layer, where a model class of transformers computes the model."""
+    """The attention and the experts of one layer of a transformers model class."""
 
     heads: int  # query heads
     kv_heads: int  # key/value heads
     head_dim: int  # width of a head
     scale: float  # factor of the scores before the softmax
     window: int | None = None  # how many tokens, itself included, a token sees; None: all before it
-    softcap: float | None = None  # the scores s become softcap · tanh(s / softcap); None: they stay
+    softcap: float | None = None  # the scores s become softcap · tanh(s / softcap); None: no soft cap
     weights: tuple[str, ...] = ()  # names of the weights of the module that calls attention, without the layer's prefix
     like: int = 0  # index of the first layer that differs from this one only in the values of its weights
-    sinks: bool = False  # whether the softmax has, for each query head, one more score beside those of the tokens
-    # how many experts its MLP has, and how many of them a token chooses; None: it has none
+    sinks: bool = False  # whether it has attention sinks: one extra score per query head in the softmax
+    # number of experts in its MLP, and number of experts used per token; None: no experts
     experts: tuple[int, int] | None = None
-    is_delta: bool = False  # whether it is a layer of the gated delta rule, which does not attend
+    is_delta: bool = False  # whether it is a gated DeltaNet layer, without attention
 
 
 @dataclass(frozen=True)
 class LucidConfig:
-    """Shape and variant of one model. Fields that Hugging Face's ``LlamaConfig`` has too are named as there."""
+    """The architecture of a model. Fields shared with transformers' ``LlamaConfig`` have its names."""
 
     vocab_size: Size
     hidden_size: Size
@@ -97,7 +97,7 @@ class LucidConfig:
     max_position_embeddings: Context
     # lucid (oglucid is an older spelling of the same) or llama (standard attention)
     attention_type: _Attention = "lucid"
-    use_rope: bool = True  # whether queries and keys are rotated. LUCID models exist without any position encoding.
+    use_rope: bool = True  # whether queries and keys are rotated; some LUCID models have no position encoding
     rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
@@ -106,7 +106,7 @@ class LucidConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()  # tokens that end a generation; may be empty
     layer_kinds: tuple[str, ...] = ()  # the kind of every layer; empty: attention_type applies to all
-    # what kinds of layers need beyond Llama's settings: plain data, by kind
+    # settings of layer kinds beyond Llama's, as plain data: by kind
     layer_settings: dict[str, Any] = field(default_factory=dict)
     # none, or after_rope: after rotation, queries and keys go through RMS norms with weights of width head_dim, q_norm
     # and k_norm. The cache holds the normed keys.
@@ -118,17 +118,17 @@ class LucidConfig:
     # the diagonal entry of row i of L: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
     # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
-    # type in which a cache stores recurrent states, float32 or the exported model's; a float64 model stores float64.
-    # Not a key of config.json.
+    # type of recurrent states in the cache, float32 or the exported model's; a float64 model stores float64. Not a key
+    # of config.json.
     state_dtype: _StateType = "float32"
-    # the keys of config.json for the class of transformers that computes the model; empty: a family of ours does
+    # the keys of config.json for the transformers class that runs the model; empty: this package implements its family
     class_config: dict[str, Any] = field(default_factory=dict)
     class_layers: tuple[int, ...] = ()  # indices of the class's layers that the model has; empty: all
-    attention: tuple[AttentionShape, ...] = ()  # the attention of each of its layers; empty for a family of ours
+    attention: tuple[AttentionShape, ...] = ()  # of each of its layers; empty: this package implements its family
     softcap: float | None = None  # as AttentionShape.softcap
 
     def experts_of(self, index: int) -> tuple[int, int] | None:
-        """Return how many experts a layer's MLP has and how many of them each token uses; None if it has no experts."""
+        """Return the number of experts in a layer's MLP, and the number used per token; None if it has no experts."""
         return self.attention[index].experts if self.attention else None
 
     def of_layer(self, index: int) -> LucidConfig:
@@ -146,14 +146,14 @@ class LucidConfig:
         )
 
     def rope(self, index: int) -> Rope | None:
-        """Return a layer's rotary settings; None if it has none, or if a class of transformers computes the model."""
+        """Return a layer's rotary settings; None if it has none, or if a transformers class runs the model."""
         if self.class_config or not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
         return Rope(self.rope_theta, self.rope_scaling)
 
     @property
     def has_narrow_states(self) -> bool:
-        """Whether recurrent states are stored between calls in less than float32, in which they are computed."""
+        """Whether recurrent states, computed in float32, are cached in a narrower type."""
         return self.state_dtype != "float32"
 
     @property
@@ -181,7 +181,7 @@ class LucidConfig:
 
         Raises:
             KeyError: A field is missing or unknown.
-            ValueError: A field is of another type or impossible, or fields do not fit together.
+            ValueError: A field has a wrong type or an invalid value, or fields contradict each other.
         """
         names = {item.name for item in fields(cls)}
         if wrong := names ^ data.keys():
@@ -192,7 +192,7 @@ class LucidConfig:
         return config
 
     def problem(self) -> str | None:
-        """Return why fields do not fit together, as a clause without a full stop; None if all do."""
+        """Return why the fields are inconsistent, as a clause without a full stop; None if they are consistent."""
         tokens = [token for token in (self.bos_token_id, *self.eos_token_ids) if token is not None]
         beyond = [token for token in tokens if not 0 <= token < self.vocab_size]
         layers = self.num_hidden_layers
@@ -213,7 +213,7 @@ class LucidConfig:
         if self.use_rope and not self.class_config and self.head_dim % 2:
             return f"rotary positions need an even head_dim, not {self.head_dim}"
         if len(self.rope_layers) not in (0, layers):
-            return f"rope_layers are {self.rope_layers} for {layers} layers"
+            return f"rope_layers is {self.rope_layers}, but the model has {layers} layers"
         if len(self.attention) != (layers if self.class_config else 0):
             return f"attention describes {len(self.attention)} of {layers} layers"
         if WINDOW in self.kinds and not 0 < (self.sliding_window or 0) <= LARGEST_WINDOW:
@@ -222,6 +222,6 @@ class LucidConfig:
 
 
 def check_shape(config: LucidConfig, where: str) -> None:
-    """Refuse a configuration whose fields do not fit together; ``where`` begins the message."""
+    """Raise a LucidError if fields of a configuration are inconsistent; the message starts with ``where``."""
     if (problem := config.problem()) is not None:
         raise LucidError(f"{where}: {problem}.")

@@ -44,14 +44,14 @@ class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
     which_rmsnorm: str = "exp_k_norm"
     use_rope: bool = True
     use_beta: bool = False
-    use_qknorm: bool | UnsetType = UNSET  # unset: the checkpoint's tensors say it
-    # One kind a layer, and what those kinds need beyond Llama's settings.
+    use_qknorm: bool | UnsetType = UNSET  # unset: inferred from the checkpoint's tensors
+    # The kind of each layer, and the settings of those kinds beyond Llama's.
     layer_kinds: list[str] = []
     layer_settings: dict[str, Any] = {}
 
 
 class LayerKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys that say which layers are LUCID and which attend over a window."""
+    """The keys that say which layers use LUCID attention and which use sliding-window attention."""
 
     sliding_window: Size | None = None
     layer_types: list[str] | None = None
@@ -71,7 +71,7 @@ class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
-    """The supported key of ``generation_config.json``: the tokens that end a text."""
+    """The supported key of ``generation_config.json``: the end-of-sequence tokens."""
 
     eos_token_id: Tokens = []
 
@@ -100,7 +100,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number that is not finite
         raise LucidError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
+        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; it must hold an object.")
     return raw
 
 
@@ -114,7 +114,7 @@ def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
 
 
 def given_or(value: Any, default: Any) -> Any:
-    """Return a key's value, or the default where the file leaves it out."""
+    """Return a key's value, or the default if the file does not have the key."""
     return default if value is UNSET else value
 
 

@@ -1,7 +1,7 @@
 """The keys of ``config.json``: supported, without effect, or refused by name.
 
-An ignored key could change what the model computes, and no comparison of the export with our own reference would show
-it. So each key must be in a table here or among the keys of the model's family, unless the user declares it unused.
+Silently ignoring a key could change what the model computes, and comparing the export with our own reference would not
+reveal it. So each key must be in a table here or in the keys of the model's family, unless the user declares it unused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lucid_deploy.model.families import Family, families, family_named, family_o
 LUCID_KEYS = ("which_rmsnorm", "use_rope", "use_beta", "use_qknorm", "use_forget_gate", "use_token_grad_clip")
 
 COMPUTED = frozenset(ConfigFile.__struct_fields__)
-# Keys that change no logits in evaluation mode, whatever their value: about the file, training, what is returned, the
-# tokenizer, other heads, defaults of generate.
+# Keys that change no logits in evaluation mode, whatever their value: they concern the file, training, outputs, the
+# tokenizer, other heads, or defaults of generate.
 NO_EFFECT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _model_name_or_path
@@ -59,7 +59,7 @@ def _all_are(wanted: Any) -> Harmless:
     return lambda value: value is None or (isinstance(value, list) and all(item == wanted for item in value))
 
 
-# Keys known to change the results, each group with a test that is true for the values that do not.
+# Keys known to change the results, each group with a predicate that is true for the harmless values.
 _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (
         operator.not_,
@@ -99,7 +99,7 @@ _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (_all_are("full_attention"), "layer_types"),
 )
 CHANGES: dict[str, Harmless] = {key: harmless for harmless, keys in _CHANGES for key in keys.split()}
-# Keys that say which layers are LUCID, or attend over a window. Without LUCID, only the family's own are accepted.
+# Keys that say which layers use LUCID or sliding-window attention. Without LUCID, only the family's own are accepted.
 LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
 # Keys that matter only together with another key; that key is checked or refused.
 WITH_OTHERS = frozenset(
@@ -144,7 +144,7 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
 
 
 def unknown_keys(raw: dict[str, Any]) -> set[str]:
-    """Return the keys that are in no table; those inside a rope block as ``rope_scaling.key``."""
+    """Return the keys that no table has; a key of a rope block is spelled ``rope_scaling.key``."""
     inside = {f"{name}.{key}" for name, block in _rope_blocks(raw).items() for key in block if key not in _ROPE_KNOWN}
     return {*(raw.keys() - _known(raw)), *inside}
 
@@ -156,7 +156,7 @@ def value_of(raw: dict[str, Any], key: str) -> Any:
 
 
 def _known(raw: dict[str, Any]) -> frozenset[str]:
-    """Return the keys in the tables for all families, and in those of the configuration's own family."""
+    """Return the keys in the tables for all families and in those of the configuration's own family."""
     family = family_of(raw)
     return KNOWN if family is None else KNOWN | family.computed | family.ignored
 
@@ -192,7 +192,7 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
         if not also:
             also = "transformers has no causal language model of that name."
             if importlib.util.find_spec("transformers") is None:
-                also = "Other families need transformers, which the extra export brings."
+                also = "Other families need transformers, which the extra export installs."
             also += ' If it is Llama in all but name, set model_type to "llama" and architectures to '
             also += '["LlamaForCausalLM"].'
         raise LucidError(
@@ -245,7 +245,7 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
     found, blocks = [], _rope_blocks(raw)
     if len(blocks) == 2 and blocks["rope_scaling"] != blocks["rope_parameters"]:
         found.append(
-            "rope_scaling and rope_parameters differ. It is unclear which of them counts, so this is not supported."
+            "rope_scaling and rope_parameters differ. It is unclear which of them applies, so this is not supported."
         )
     for name, block in blocks.items():
         kind = block.get("rope_type") or block.get("type") or "default"

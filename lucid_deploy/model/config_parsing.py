@@ -1,4 +1,4 @@
-"""Turn ``config.json`` of a model family that this package implements into a configuration."""
+"""Parse the ``config.json`` of a model family that this package implements."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING
 
 _SAME = {item.name for item in dataclasses.fields(LucidConfig)} & set(ConfigFile.__struct_fields__)
 # Why other types of rotary scaling are refused.
-_LONGROPE = " It switches between two sets of angles with the length of a text, which cached keys cannot follow."
+_LONGROPE = " It switches its frequencies at some text length, but cached keys are already rotated."
 _ROPE_REASONS = {"longrope": _LONGROPE, "su": _LONGROPE}
 _ORIGINAL = "original_max_position_embeddings"
 
 
 def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
+    """Check the content of a checkpoint's ``config.json`` and convert it to a :class:`LucidConfig`.
 
-    What only the checkpoint's tensors show is decided later, by :func:`lucid_deploy.model.variants.settle`.
+    Settings that only the checkpoint's tensors show are added later, by :func:`lucid_deploy.model.variants.settle`.
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
@@ -77,9 +77,9 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
     needed = (*ROPE_KEYS[kind], _ORIGINAL) if kind == "llama3" else ROPE_KEYS[kind]
     for key in needed:
         if getattr(block, key) is UNSET:
-            meant = "what it was trained with"
+            meant = "the value that the model was trained with"
             if key == _ORIGINAL:
-                meant = "the context, in tokens, before it was extended"
+                meant = "the context length, in tokens, before it was extended"
             raise LucidError(f"{where}: {key} is missing, which rope_scaling {kind!r} needs. Add it: {meant}.")
     read = {*needed} & {item.name for item in dataclasses.fields(RopeScaling)}
     scaling = RopeScaling(kind, **{key: value for key in read if (value := getattr(block, key)) is not UNSET})
@@ -94,18 +94,18 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
 def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:
     """Add the kind of every layer to a configuration.
 
-    ``layer_types`` names the layers of linear attention and those that attend over a window. With
-    ``attention_type: lucid``, the others are LUCID layers, or only those that ``lucid_layers`` lists.
+    ``layer_types`` says which layers use linear or sliding-window attention. With ``attention_type: lucid``, the others
+    are LUCID layers, or only those that ``lucid_layers`` lists.
     """
     keys = checked(given, LayerKeys, where)
     if config.layer_kinds:
         if keys.layer_types is not None or keys.lucid_layers is not None:
-            raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers exclude each other.")
+            raise LucidError(f"{where}: layer_kinds cannot be combined with layer_types or lucid_layers.")
         return dataclasses.replace(config, sliding_window=keys.sliding_window if WINDOW in config.layer_kinds else None)
     window = keys.sliding_window if config.sliding_window is None else config.sliding_window
     types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
     if keys.layer_types is not None and "layer_types" not in family.computed:
-        types = keys.layer_types  # also if the published code ignores it; without LUCID it names only full_attention
+        types = keys.layer_types  # even if the published code ignores it; without LUCID it has only full_attention
     _check_types(types, config, window, family, where)
     if config.is_lucid and SLIDING in types and given.get("use_sliding_window") is False:
         raise LucidError(
@@ -121,7 +121,7 @@ def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family
 
 
 def _check_types(types: list[str], config: LucidConfig, window: int | None, family: Family, where: str) -> None:
-    """Refuse ``layer_types`` that are not one for each layer, unsupported types, and windows of unknown size."""
+    """Raise a LucidError for a ``layer_types`` of wrong length, unsupported types, or a window of unknown size."""
     known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
     if len(types) != config.num_hidden_layers:
         raise LucidError(

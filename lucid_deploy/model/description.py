@@ -1,7 +1,7 @@
 """Descriptions of layers: kind, operators, weights, and cached tensors. Imports no torch.
 
-:func:`describe` makes them from a configuration; the manifest of an artifact records them. Graphs, sessions, batches,
-files and verification use only these descriptions; :mod:`lucid_deploy.model.layers` has the kinds of layers.
+:func:`describe` derives them from a configuration; the manifest of an artifact records them. Graphs, sessions, batches,
+files and verification use only these descriptions; :mod:`lucid_deploy.model.layers` defines the kinds of layers.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class LayerDescription:
     """The properties of one layer that are known without running it."""
 
     kind: str  # the name of its kind, such as lucid
-    cache: LayerLayout  # the tensors it keeps between calls, in the order of the graphs' inputs
-    # by stage, the operators of the domain ai.lucid that the layer uses in the stage's graph
+    cache: LayerLayout  # the cached tensors, in the order of the graphs' inputs
+    # the operators of the domain ai.lucid in the layer's graph, by stage
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # names of the weights its mixer reads, without the layer's prefix, such as self_attn.k_proj.weight
     weights: tuple[str, ...] = ()
-    solves: bool = False  # whether its cached values solve the triangular system of its cached keys
-    diagonal: str = UNIT  # of a layer that solves: the diagonal of its system, as LucidConfig.diagonal
-    # why its oldest tokens cannot be dropped from a cache, as the end of a sentence
+    solves: bool = False  # whether its cached values are preconditioned by LUCID's triangular solve
+    diagonal: str = UNIT  # if solves: the diagonal of the triangular system, as LucidConfig.diagonal
+    # why the oldest tokens cannot be evicted from its cache, as the end of a sentence
     eviction: str = "what is cached for the later tokens was computed from them"
 
     def __post_init__(self) -> None:
         if len({tensor.name for tensor in self.cache}) != len(self.cache):
-            raise ValueError(f"a layer of kind {self.kind!r} caches two tensors of one name")
+            raise ValueError(f"a layer of kind {self.kind!r} caches two tensors with the same name")
 
     def uses(self, operator: str, stage: str) -> bool:
         """Whether the layer uses an operator in the graph of a stage, ``prefill`` or ``decode``."""
@@ -57,21 +57,21 @@ def _described(config: LucidConfig, index: int, kind: str, cache_dtype: str) -> 
 
 
 def drafts_unsupported_reason(layers: tuple[LayerDescription, ...]) -> str | None:
-    """Return why drafts cannot be verified with such layers, as a clause without a full stop; None if they can.
+    """Return why such layers do not support draft tokens, as a clause without a full stop; None if they do.
 
-    Verifying drafts writes all of them into the cache, from which rejected ones must be removed.
+    Verification writes all draft tokens into the cache; rejected ones must then be removed.
     """
     for index, layer in enumerate(layers):
         for tensor in layer.cache:
             if tensor.sort == "state":
                 return (
                     f"layer {index} ({layer.kind}) keeps a state, {tensor.name}, into which every token is mixed, so "
-                    "that rejected ones cannot be taken out again"
+                    "that rejected tokens cannot be removed"
                 )
             if tensor.sort == "ring":
                 return (
-                    f"layer {index} ({layer.kind}) keeps the last {tensor.window} tokens only, and rejected ones have "
-                    "pushed others out"
+                    f"layer {index} ({layer.kind}) keeps only the last {tensor.window} tokens, and rejected tokens "
+                    "have already evicted older ones"
                 )
     return None
 

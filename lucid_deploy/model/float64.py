@@ -1,4 +1,4 @@
-"""Run PyTorch code in float64 even where it asks for float32."""
+"""Run PyTorch code in float64 even where it requests float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IS_PAUSED = ContextVar("_IS_PAUSED", default=False)
 
 
 def all_in_float64() -> Any:
-    """Return a context in which PyTorch functions that are asked for float32 give float64."""
+    """Return a context manager that replaces float32 by float64 in the arguments of PyTorch functions."""
 
     def wider(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value

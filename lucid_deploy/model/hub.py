@@ -23,14 +23,14 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SETTINGS = ("config.json", ADAPTER, MODELOPT_FILE)  # read before any weights are downloaded
 _FILES = (*_SETTINGS, SINGLE, INDEX, "model*-of-*.safetensors", *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja")
 
-Progress = Callable[[str, int, int], None]  # what is downloaded, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]  # label, bytes downloaded, bytes in total
 
 
 def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
-    """Return whether to download a checkpoint: its name is ``org/name``, and no local path has that name.
+    """Return whether to download a checkpoint: its name is ``org/name``, and no such local path exists.
 
-    A missing directory inside an existing one counts as a mistyped path, unless a revision is given. With a revision,
-    anything else raises a LucidError.
+    If the parent directory exists, the name is taken for a mistyped path unless a revision is given. A revision with
+    anything but a Hub name raises a LucidError.
     """
     name = str(checkpoint)
     here = name == DEMO or Path(name).exists()
@@ -44,12 +44,12 @@ def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
 def fetch(
     name: str, revision: str | None = None, assume_unused: Collection[str] = (), progress: Progress | None = None
 ) -> tuple[Path, dict[str, str | None]]:
-    """Download the configuration files, the tokenizer and the safetensors of a checkpoint, and no other files.
+    """Download only the configuration files, the tokenizer and the safetensors of a checkpoint.
 
-    The configuration, including quantization settings, is downloaded and checked before any weights.
+    The configuration, including quantization settings, is checked before any weights are downloaded.
 
     Returns:
-        The directory in the Hub's local cache; and repository, revision and commit, for the manifest.
+        The directory in the local Hub cache; and the repository, revision and commit for the manifest.
     """
     revision = revision or "main"
     directory = _download(name, _SETTINGS, revision, progress)
@@ -73,12 +73,12 @@ def _download(name: str, patterns: Iterable[str], revision: str, progress: Progr
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=_bar(name, progress))
         )
-    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # refusals, connections, a full disk
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # OSError: connection errors, a full disk
         raise LucidError(f"{name} at {revision} could not be downloaded: {in_one_line(error)}") from error
 
 
 def _bar(name: str, progress: Progress | None) -> type:
-    """Return a class of progress bars that print nothing and report downloaded bytes to ``progress``."""
+    """Return a tqdm class that prints nothing and reports downloaded bytes to ``progress``."""
     from tqdm.auto import tqdm
 
     class DownloadProgress(tqdm):

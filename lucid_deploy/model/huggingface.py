@@ -1,9 +1,9 @@
-"""The PyTorch model behind transformers' ``generate``: sampling, beam search, assisted decoding, streamers.
+"""LUCID models for transformers' ``generate``: sampling, beam search, assisted decoding, streamers.
 
-A checkpoint of LUCID calls itself ``llama``, so ``AutoModelForCausalLM`` loads it without complaint as standard
-attention and answers wrongly. :class:`LucidForGeneration` is the class to load it with. The cache is transformers' own,
-with raw keys K and preconditioned values Y in place of keys and values. Rows of Y never change, so everything that
-generate does to caches (reordering beams, cropping rejected tokens) is exact.
+LUCID checkpoints have the model_type ``llama``: ``AutoModelForCausalLM`` silently loads them with standard attention,
+which gives wrong results; load them with :class:`LucidForGeneration`. The cache is transformers' own, with raw keys K
+and preconditioned values Y in place of keys and values. Rows of Y never change, so everything that generate does to
+caches (reordering beams, cropping rejected tokens) is exact.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ except ImportError as error:
 
 
 class LucidGenerationConfig(LlamaConfig):
-    """Llama's configuration under LUCID's name, so that nothing takes the model for standard attention."""
+    """Llama's configuration with LUCID's model_type, so that nothing mistakes the model for standard attention."""
 
     model_type = "lucid"
 
 
 class LucidForGeneration(PreTrainedModel, GenerationMixin):
-    """A LUCID model with the methods of transformers' models. Make one with :meth:`from_checkpoint`."""
+    """A LUCID model with the interface of transformers' models. Create one with :meth:`from_checkpoint`."""
 
     config_class = LucidGenerationConfig
     main_input_name = "input_ids"
@@ -86,9 +86,9 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             input_ids: New tokens, int64 ``(B, N)``.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Int64 ``(B, N)``; None: counted from the mask.
-            cache: The cache of the P tokens before, changed in place; None: there are none.
-            use_cache: Whether to return a cache if none was given.
-            logits_to_keep: For how many of the last tokens to return logits; 0: all N.
+            cache: The cache of the P previous tokens, updated in place; None: P is 0.
+            use_cache: Whether to return a new cache if none was given.
+            logits_to_keep: The number of last tokens to return logits for; 0: all N.
         """
         batch, n = input_ids.shape
         past = None if cache is None or cache.get_seq_length() == 0 else _layers(cache)
@@ -114,13 +114,13 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
 
 
 def _check_caches(source: Checkpoint) -> None:
-    """Refuse layers whose cache does not consist of rows of keys and values."""
+    """Raise a LucidError for layers whose cache is not one row of keys and values per token."""
     for index, layer in enumerate(describe(source.config, "float32")):
         other = [tensor.name for tensor in layer.cache if tensor.sort != "rows"]
         if other:
             raise LucidError(
                 f"{source.directory} cannot be used with transformers' generate: layer {index} is of kind {layer.kind},"
-                f" which caches {other[0]} in another form than a row for every token. Run it with lucid-deploy run."
+                f" whose cache {other[0]} does not have one row per token. Run it with lucid-deploy run."
             )
 
 
@@ -129,7 +129,7 @@ def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _generation_config(source: Checkpoint, config: LucidGenerationConfig) -> GenerationConfig:
-    """Return the checkpoint's generation_config.json, or defaults from its configuration."""
+    """Return the checkpoint's generation_config.json, or defaults derived from its configuration."""
     if (source.directory / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(str(source.directory))
     return GenerationConfig.from_model_config(config)

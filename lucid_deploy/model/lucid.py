@@ -1,10 +1,10 @@
-"""A decoder-only transformer with LUCID attention, the way the paper writes it.
+"""A decoder-only transformer with LUCID attention, by the paper's formulas.
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))        (arXiv 2602.10410)
 
 K̂ is K after an RMS norm. The rest is Llama, with the parameter names of Hugging Face's ``LlamaForCausalLM``, so that
-its checkpoints load as is. What a layer caches is described in :mod:`lucid_deploy.model.layers`: ``lucid`` layers cache
-raw keys K and preconditioned values Y, ``standard`` layers keys and values.
+its checkpoints load unchanged. The cache of each kind of layer is defined in :mod:`lucid_deploy.model.layers`:
+``lucid`` layers cache raw keys K and preconditioned values Y, ``standard`` layers keys and values.
 
 Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden.
 """
@@ -25,11 +25,11 @@ from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step, layer_steps
 from lucid_deploy.model.parts import Head, RMSNorm
 
-LOGIT_ROWS = 64  # tokens of a piece of all_logits: with a vocabulary of 128k in float64, each has 1 MiB of logits
+LOGIT_ROWS = 64  # tokens per chunk of all_logits: with a vocabulary of 128k, a token has 1 MiB of float64 logits
 
 
 class LucidBody(nn.Module):
-    """Embedding, layers, final norm: what Hugging Face calls ``model``."""
+    """Embedding, layers and final norm: ``model`` in Hugging Face's classes."""
 
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class LucidBody(nn.Module):
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Return a random embedding. On the meta device it is not initialized: that would import PyTorch's compiler."""
+    """Return an embedding, initialized except on the meta device, where that would import PyTorch's compiler."""
     table = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
     if not table.weight.is_meta:
         table.reset_parameters()
@@ -50,11 +50,11 @@ def _table(rows: int, width: int) -> nn.Embedding:
 
 
 class CausalModel(nn.Module):
-    """The base class of all models, whether their layers are this package's or those of a model class of transformers.
+    """The base class of all models, with this package's layers or with those of a transformers model class.
 
     Attributes:
-        config: Shape and variant of the model.
-        cache_dtype: Type that rows are cached in; ``auto`` is the model's.
+        config: The configuration of the model.
+        cache_dtype: Type of cached rows; ``auto`` is the model's.
         model: The module with the embedding, ``embed_tokens``, and the ``layers``.
         lm_head: The output projection.
     """
@@ -74,19 +74,19 @@ class CausalModel(nn.Module):
 
     @abstractmethod
     def mixers(self) -> list[Mixer]:
-        """Return the modules that mix tokens, one a layer."""
+        """Return the modules that mix tokens, one per layer."""
 
     def layers(self) -> list[nn.Module]:
         """Return the layers, first to last."""
         return list(self.model.layers)  # type: ignore[arg-type]
 
     def tie_weights(self) -> None:
-        """Let the head use the embedding's weight if the two are tied; call it again after assigning weights."""
+        """Make the head share the embedding's weight if the two are tied; call it again after assigning weights."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
 
     def store_cache_as(self, cache_dtype: str) -> Self:
-        """Set the type that rows are cached in, and return the model.
+        """Set the type of cached rows, and return the model.
 
         ``float16``, ``int8``, ``fp8``: see :mod:`~lucid_deploy.cache.storage`; ``auto`` or the model's own type: exact.
         """
@@ -106,23 +106,23 @@ class CausalModel(nn.Module):
         last_only: bool = False,
         cache_length: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerCache]]:
-        """Compute logits and the cache of all tokens so far.
+        """Compute logits and the updated cache.
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
-            past: Per layer what is cached of the previous tokens, such as K and Y, ``(B, KV, P, D)``, in the type of
-                the cache; None: P is 0.
+            past: The cached tensors of each layer, such as K and Y, ``(B, KV, P, D)``, in the type of the cache; None:
+                P is 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: counted from P, or from
                 ``cache_length``.
             decode: Use the path for one or a few new tokens, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute only the logits of each row's last token that is not padding.
-            cache_length: Int64 ``(B,)``, for decoding with a static cache: how many rows of the buffers in ``past``,
-                ``(B, KV, M, D)``, are filled. New rows are written after these; ``attention_mask`` is ``(B, M)``.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: the number of filled rows of the buffers in
+                ``past``, ``(B, KV, M, D)``. New rows are written after these; ``attention_mask`` is ``(B, M)``.
 
         Returns:
             Logits ``(B, N, vocab)``, or ``(B, 1, vocab)`` with ``last_only``, in float32 (float64 in a float64 model);
-            and the cache with the new tokens, as ``past``.
+            and the updated cache, in the form of ``past``.
         """
         batch, n = input_ids.shape
         fresh = past is None
@@ -145,11 +145,11 @@ class CausalModel(nn.Module):
         """Compute what :meth:`forward` returns; ``step`` has no rotary tables yet."""
 
     def all_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of all tokens of one sequence ``input_ids``, int64 ``(1, N)``, in pieces ``(n, vocab)``."""
+        """Yield the logits of all tokens of one sequence ``input_ids``, int64 ``(1, N)``, in chunks ``(n, vocab)``."""
         yield self(input_ids)[0][0]
 
     def _columns(self, past: list[LayerCache], masked: int | None) -> int:
-        """Return the number of cached columns: rows of a cached tensor, or ``masked`` if no layer has rows."""
+        """Return the number of cached columns: the rows of a cached tensor, or ``masked`` if no layer caches rows."""
         layout = layout_of(describe(self.config, self.cache_dtype if self.cache_dtype != "auto" else "float32"))
         pairs = (pair for layer, stored in zip(layout, past, strict=True) for pair in zip(layer, stored, strict=True))
         rows = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
@@ -158,14 +158,14 @@ class CausalModel(nn.Module):
         return masked if rows is None else rows.shape[2]  # type: ignore[return-value]
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
-        """Return the cache before the first token: per layer the tensors of its layout, without rows; states are 0."""
+        """Return the cache before the first token: each layer's tensors without rows, and states of zeros."""
         return [mixer.empty_cache(batch, self.embedding) for mixer in self.mixers()]
 
 
 class LucidForCausalLM(CausalModel):
-    """A model whose layers are this package's; its cache has the model's type unless :meth:`store_cache_as` changes it.
+    """A model with this package's layers; its cache has the model's type unless :meth:`store_cache_as` changes it.
 
-    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, to check ``blocked`` against).
+    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, to verify ``blocked``).
     """
 
     model: LucidBody
@@ -202,7 +202,7 @@ class LucidForCausalLM(CausalModel):
         yield from map(self.logits, body[0].split(LOGIT_ROWS))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Apply final norm and head to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
+        """Apply the final norm and the head to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
         return self.lm_head(self.model.norm(x))
 
 
@@ -215,7 +215,7 @@ def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int =
 
 
 def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Pick each row's last token that is not padding: ``(B, N, C)``, mask ``(B, P + N)`` to ``(B, 1, C)``."""
+    """Select each row's last token that is not padding: ``(B, N, C)``, mask ``(B, P + N)`` to ``(B, 1, C)``."""
     batch, n, _ = x.shape
     if mask is None:
         return x[:, n - 1 :]

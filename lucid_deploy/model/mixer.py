@@ -1,4 +1,4 @@
-"""The base class of mixers, such as attention, and what the layers of one call share."""
+"""The base class of mixers, such as attention, and the arguments that all layers of a call share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Step:
-    """The arguments of a layer besides its input and cache; all layers of a call share them, except for ``rope``.
+    """The arguments of a layer besides its input and cache; all layers of a call share them except ``rope``.
 
     Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
     """
@@ -29,12 +29,12 @@ class Step:
     decode: bool = False  # whether to use the path for one or a few new tokens
     # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: the mixer does not rotate
     rope: tuple[Tensor, Tensor] | None = None
-    cache_length: Tensor | None = None  # int64 (B,), with a static cache: how many rows of each buffer are filled
-    # what once() has computed; the layers of a call share it
+    cache_length: Tensor | None = None  # int64 (B,), with a static cache: the number of filled rows of each buffer
+    # the results of once(), shared by the layers of a call
     computed: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return the value of ``make``, which is called once per key and call of the model."""
+        """Return the result of ``make``, which is called once per key and forward pass of the model."""
         if key not in self.computed:
             self.computed[key] = make()
         value: _T = self.computed[key]
@@ -42,7 +42,7 @@ class Step:
 
 
 class Mixer(nn.Module):
-    """A module that mixes tokens of a sequence with those before them."""
+    """A module that mixes each token of a sequence with earlier ones, such as attention."""
 
     @abstractmethod
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
@@ -50,17 +50,17 @@ class Mixer(nn.Module):
 
     @abstractmethod
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        """Return the cache before the first token, on the device of ``like``; rows have its type by default."""
+        """Return the cache before the first token, on the device of ``like``; by default, rows have its type."""
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """Store cached rows as ``cache_dtype``, see :mod:`lucid_deploy.cache.storage`; ``dtype``: the model's."""
+        """Set the type of cached rows, see :mod:`lucid_deploy.cache.storage`; ``dtype`` is the model's type."""
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
-        """Convert stored rows to ``dtype``, with scales applied and then left out; states stay as they are."""
+        """Convert stored rows to ``dtype``, applying and dropping their scales; states are unchanged."""
         return stored
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
-        """Convert a cache from :meth:`decode_cache` to its stored form."""
+        """Convert a cache from :meth:`decode_cache` back to its stored form."""
         return decoded
 
 
@@ -74,7 +74,7 @@ def layer_steps(
 ) -> list[Step]:
     """Return a step for every layer; layers with equal rotary settings share tables.
 
-    ``positions`` are those of the new tokens, int64 ``(B, N)``; None only in a model without rotary positions.
+    ``positions`` are the new tokens' positions, int64 ``(B, N)``; None only in a model without rotary positions.
     """
     ropes = [config.rope(index) for index in range(config.num_hidden_layers)]
     tables: dict[Rope, tuple[Tensor, Tensor]] = {}

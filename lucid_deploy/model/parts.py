@@ -1,4 +1,4 @@
-"""Modules that models have whatever the kinds of their layers: RMS norm, feed-forward layer, output projection."""
+"""Modules that all models use: RMS norm, feed-forward layer, output projection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis; same shape and type as ``x``."""
+        """Normalize the last axis; return the shape and type of ``x``."""
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
@@ -30,8 +30,8 @@ class RMSNorm(nn.Module):
 def precise_silu(x: Tensor) -> Tensor:
     """Return x / (1 + exp(−x)) of float32 or float64 x, precise even for small results, which a norm may scale up.
 
-    Graphs of F.silu have Sigmoid, whose CPU kernel in onnxruntime is precise only for results near 1: its relative
-    error is 2e-4 at −8 and 1e-2 at −12, and below −18 its result is constant. Exp has 1e-7 everywhere.
+    F.silu exports as Sigmoid, whose CPU kernel in onnxruntime is precise only for results near 1: its relative error is
+    2e-4 at −8 and 1e-2 at −12, and below −18 its result is constant. Exp has an error of 1e-7 everywhere.
     """
     return x / (1 + (-x).clamp_max(_LARGEST_EXPONENT).exp())
 
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to each token of ``x``, ``(B, N, C)``; same shape and type as ``x``."""
+        """Apply the layer to each token of ``x``, ``(B, N, C)``; return the shape and type of ``x``."""
         work = compute_dtype(x.dtype)  # float32 at least, because silu takes an exponential
         product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
         return self.down_proj(product.to(x.dtype))
@@ -58,8 +58,8 @@ class Head(nn.Linear):
 
     Attributes:
         in_float32: Whether the head of a half-precision model multiplies in float32. Logits are often above 8 in
-            magnitude, where bfloat16 has steps of 1/16 or more, so that the best ones would tie. A quantized
-            head multiplies in the model's type, and casts the result.
+            magnitude, where bfloat16 has steps of 1/16 or more, so that top logits would tie. If False, for a
+            quantized head, it multiplies in the model's type and casts the result.
     """
 
     def __init__(self, width: int, vocab_size: int, bias: bool = False) -> None:

@@ -14,9 +14,9 @@ def inverse_frequencies(rope: Rope, width: int) -> Tensor:
     """Return the rotary frequencies in radians per token, float32 ``(width/2,)``, scaled as the configuration says.
 
     They are float32 in every model: checkpoints were trained with float32 frequencies, and a float64 model must rotate
-    by the same angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
-    ``low_freq_factor`` are stretched by ``factor``, those shorter than the context divided by ``high_freq_factor`` are
-    kept, and between them runs a linear ramp.
+    by the same angles. ``llama3`` is Llama 3.1's scaling: wavelengths longer than the original context divided by
+    ``low_freq_factor`` are multiplied by ``factor``, those shorter than the context divided by ``high_freq_factor`` are
+    kept, with a linear ramp in between.
     """
     scaling = rope.scaling
     frequencies = rope.theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
@@ -43,6 +43,6 @@ def rope_tables(rope: Rope, width: int, position_ids: Tensor, dtype: torch.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate features i and i + D/2 of each head, ``(B, H, N, D)``, in the tables' precision; same type as ``x``."""
+    """Rotate features i and i + D/2 of each head, ``(B, H, N, D)``, in the tables' type; return the type of ``x``."""
     a, b = x.to(cos.dtype).split(cos.shape[-1], dim=-1)  # (B, H, N, D/2) each
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

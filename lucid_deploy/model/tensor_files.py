@@ -1,4 +1,4 @@
-"""Find the tensors of a checkpoint in single or sharded safetensors."""
+"""Find the tensors of a checkpoint in a single safetensors file or in shards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lucid_deploy.model.variants import listed
 
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 
-_LONGEST_NAME = 255  # bytes of a file name, the limit on Linux and macOS
+_LONGEST_NAME = 255  # the limit of file names on Linux and macOS, in bytes
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
-    """Map the name of every tensor to the file that holds it; LucidError if files are missing, damaged or ambiguous."""
+    """Return the file of every tensor, by tensor name; LucidError if files are missing, damaged or ambiguous."""
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
         return _sharded(index, single)
@@ -26,7 +26,7 @@ def find_tensor_files(directory: Path) -> dict[str, Path]:
 
 
 def refuse_adapter(directory: Path) -> None:
-    """Raise a LucidError for a folder with an adapter, which transformers would add to the weights."""
+    """Raise a LucidError if a directory holds an adapter, which transformers would add to the weights."""
     if (directory / ADAPTER).is_file():
         raise LucidError(
             f"{directory} has an adapter, such as LoRA ({ADAPTER}). Export the model that it was trained on, with this "
@@ -41,17 +41,17 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
         files = {name: directory / file for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
-    # By name, not by where links lead: download caches keep checkpoints as links into a store.
+    # Compare names without resolving links: download caches store checkpoints as links.
     outside = sorted({file for file in weight_map.values() if Path(file).name != file})
     if outside:
         raise LucidError(f"{index} names shards that do not lie beside it, which are not read: {listed(outside)}.")
     long = sorted({file for file in weight_map.values() if len(file.encode(errors="surrogatepass")) > _LONGEST_NAME})
     if long:
-        raise LucidError(f"{index} names a file by more than {_LONGEST_NAME} bytes: {clipped(long[0])}.")
+        raise LucidError(f"{index} has a file name of more than {_LONGEST_NAME} bytes: {clipped(long[0])}.")
     if single.is_file() and single not in files.values():
         raise LucidError(
-            f"{directory} has {SINGLE} and, by {INDEX}, other shards. transformers reads the first and other programs "
-            "the shards, which may be another model. Remove one of them."
+            f"{directory} has {SINGLE}, but {INDEX} lists other shards. transformers reads the former, other programs "
+            "the latter, and they may be different models. Remove one of them."
         )
     missing = sorted({path.name for path in files.values() if not path.is_file()})
     if missing:
@@ -63,18 +63,18 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
             raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
     for path, names in stored.items():
         for name in names - files.keys():
-            files[name] = path  # a tensor that the index lacks; transformers reads all that the shards hold
+            files[name] = path  # a tensor missing from the index; transformers reads all tensors of the shards
         twice = sorted(name for name in names if files[name] != path)
         if twice:
             raise LucidError(
-                f"{path} and {files[twice[0]].name} beside it both hold {listed(twice)}. transformers reads the last, "
-                "and other programs what the index names, which may be another model. Make the shards again."
+                f"{path} and {files[twice[0]].name} beside it both hold {listed(twice)}. transformers uses the last "
+                "one, other programs the one in the index, and they may differ. Save the shards again."
             )
     return files
 
 
 def _without_safetensors(directory: Path) -> str:
-    """Return the error message for a directory with neither ``SINGLE`` nor ``INDEX``; it says what to do instead."""
+    """Return the error message, with a remedy, for a directory with neither ``SINGLE`` nor ``INDEX``."""
     if (directory / "lucid.json").is_file():
         return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
     if any(
@@ -86,7 +86,7 @@ def _without_safetensors(directory: Path) -> str:
         )
     shards = sorted(path.name for path in directory.glob("model-*-of-*.safetensors"))
     if shards:
-        return f"{directory} has shards, {listed(shards)}, and not {INDEX}, which says what is in them. Copy it there."
+        return f"{directory} has shards, {listed(shards)}, but not {INDEX}, which lists their tensors. Copy it there."
     return f"{directory} has neither {SINGLE} nor {INDEX}."
 
 
@@ -97,7 +97,7 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch opens it too
-        if isinstance(error, OSError) and error.errno is not None:  # an error of the file system, not of the content
+        if isinstance(error, OSError) and error.errno is not None:  # a file system error, not invalid content
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         said = in_one_line(error)
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {said}") from error

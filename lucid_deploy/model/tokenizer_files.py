@@ -1,4 +1,4 @@
-"""The files of a tokenizer, and ``generation_config.json``, as checkpoints and artifacts name them."""
+"""The names of tokenizer files and of ``generation_config.json`` in checkpoints and artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Return whether a relative path with ``/`` names a file of a tokenizer, or ``generation_config.json``."""
+    """Return whether a relative path with ``/`` is a tokenizer file or ``generation_config.json``."""
     folder, _, file = name.rpartition("/")
     return name in TOKENIZER_FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
 
@@ -41,10 +41,10 @@ def tokenizer_files(directory: Path) -> list[str]:
 
 
 def check_regular(directory: Path) -> None:
-    """Refuse paths of the wrong type, such as a folder ``vocab.json`` or a broken link: they would be left out."""
+    """Raise a LucidError for tokenizer paths of the wrong type, such as broken links, which would be left out."""
     folder = directory / TEMPLATE_FOLDER
     wrong = [path for name in TOKENIZER_FILES if os.path.lexists(path := directory / name) and not path.is_file()]
     wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]
     wrong += [folder] if os.path.lexists(folder) and not folder.is_dir() else []
     if wrong:
-        raise LucidError(f"{wrong[0]} is no {'folder' if wrong[0] == folder else 'file'}. Replace or remove it.")
+        raise LucidError(f"{wrong[0]} is not a {'folder' if wrong[0] == folder else 'file'}. Replace or remove it.")

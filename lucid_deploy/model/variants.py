@@ -1,4 +1,4 @@
-"""Decide by a checkpoint's tensors what its configuration leaves open, and refuse unsupported variants."""
+"""Infer from a checkpoint's tensors what its configuration leaves open, and refuse unsupported variants."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _QK_NORMS = (".self_attn.q_norm.", ".self_attn.k_norm.")
 def settle(
     config: LucidConfig, raw: dict[str, Any], names: Collection[str], where: str
 ) -> tuple[LucidConfig, tuple[str, ...]]:
-    """Complete a configuration by the names of the checkpoint's tensors; return it and notes for the user."""
+    """Complete a configuration from the names of the checkpoint's tensors; return it and notes for the user."""
     notes: list[str] = []
     own = () if config.class_config else family_named(config.family).computed
     if raw.get("use_beta") and "use_beta" not in own:
         notes.append(
-            "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
-            "published code does."
+            "use_beta is true, and the checkpoint has no tensors of beta: the model is computed without it, as in the "
+            "authors' published code."
         )
-    if config.class_config or config.qk_norm != "none":  # the class or the family says which tensors there are
+    if config.class_config or config.qk_norm != "none":  # the class or the family already determines the tensors
         return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
     return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))
@@ -33,7 +33,7 @@ def settle(
 def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: str) -> tuple[str, str]:
     """Decide whether queries and keys are normed; return ``qk_norm``, and a note for the user, which may be empty.
 
-    The authors' code makes the norms for ``attention_type: llama`` unless ``use_qknorm`` is false, and never for LUCID.
+    The authors' code has the norms for ``attention_type: llama`` unless ``use_qknorm`` is false, and never for LUCID.
     """
     wanted = raw.get("use_qknorm")
     if norms and (config.is_lucid or raw.get("attention_type") is None or wanted is False):
@@ -54,6 +54,6 @@ def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: 
 
 
 def listed(names: list[str], limit: int = 20) -> str:
-    """Join names by commas; after ``limit`` names, say how many more there are."""
+    """Join names with commas; after ``limit`` names, say how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,4 +1,4 @@
-"""The JSON of answers to completions and chats, whole and as server-sent events."""
+"""JSON answers to requests for completions and chats, complete or as server-sent events."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
 Events = list[dict[str, Any]]
-CACHED_STEP = 128  # reused tokens are reported in multiples of this, as OpenAI does: exact counts could betray prompts
+CACHED_STEP = 128  # cached tokens are reported in multiples of this, as by OpenAI: exact counts could reveal prompts
 
 
 class Answer:
     """Builds an answer of ``/v1/completions`` or ``/v1/chat/completions``.
 
-    Every piece of text goes through ``take``, which returns what a stream sends; ``whole`` returns the answer if it is
-    not streamed.
+    Pass every piece of text to ``take``, which returns the chunks of a stream; ``whole`` returns an answer that is not
+    streamed.
     """
 
     end_of_stream = b"data: [DONE]\n\n"
@@ -46,7 +46,7 @@ class Answer:
         }
 
     def whole(self) -> dict[str, Any]:
-        """Return the answer that is not streamed."""
+        """Return the complete answer, for requests without ``stream``."""
         kind = "chat.completion" if self.job.chat else "text_completion"
         choices = [{"index": row, **choice.whole()} for row, choice in enumerate(self._choices)]
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
@@ -62,7 +62,7 @@ class Answer:
         return all(choice.reason for choice in self._choices)
 
     def take(self, piece: TextPiece) -> Events:
-        """Add a piece, and end its generation if it is the last; return the chunks, none if nothing is to show yet."""
+        """Add a piece, and end its generation if it is the last; return the chunks to send, perhaps none."""
         self.new_tokens += piece.tokens
         delta, logprobs = self._choices[piece.row].add(piece)
         chunks = self._show(piece.row, delta, logprobs) if delta or piece.logprobs else []
@@ -73,21 +73,21 @@ class Answer:
         return chunks + self.closing(piece.row, piece.reason)
 
     def closing(self, row: int, reason: str) -> Events:
-        """End a generation; return the chunk that gives the reason, and the text or calls that were held back."""
+        """End a generation; return the chunk with the reason and any text or calls that were held back."""
         delta = self._choices[row].end(reason)
         return self._show(row, delta, reason=self._choices[row].reason)
 
     def ending(self) -> bytes:
-        """Return what is sent after all generations: the counts, if they were requested, and the end of the stream."""
+        """Return the end of the stream, after the token counts if they were requested."""
         counts = {**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}
         return self.frames([counts] if self.job.include_usage else []) + self.end_of_stream
 
     def failure(self, error: ApiError) -> dict[str, Any]:
-        """Return the event of an error within a stream."""
+        """Return the event that reports an error within a stream."""
         return error.body()
 
     def frames(self, events: Events) -> bytes:
-        """Return the bytes of events, as server-sent events."""
+        """Encode events as server-sent events."""
         out = b""
         for event in events:
             kind = b"event: %s\n" % event["type"].encode() if "type" in event else b""
@@ -95,7 +95,7 @@ class Answer:
         return out
 
     def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
-        """Return the chunk that tells a stream's client of new text or calls, ``delta``, or of the end, ``reason``."""
+        """Return the chunk for new text or calls (``delta``), or for the end of a generation (``reason``)."""
         content = {"delta": delta} if self.job.chat else {"text": delta.get("content", "")}
         choice = {"index": row, **content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
@@ -124,7 +124,7 @@ class _Choice:
         return self._collect(delta), self._logprobs_json(encoded)
 
     def end(self, reason: str) -> Delta:
-        """End the generation; return the text and calls that are left to show.
+        """End the generation; return the text and calls that were held back.
 
         The reason ``stop`` becomes ``tool_calls`` if there are calls, none of which was cut by a stop string.
         """
@@ -176,7 +176,7 @@ def _chat_logprob(item: TokenLogprob) -> msgspec.Raw:
 
 def _completion_logprob(item: TokenLogprob) -> tuple[str, float, msgspec.Raw, int]:
     by_text: dict[str, float] = {}
-    for token in (*item.top, item.chosen):  # of two tokens with the same text keep the more likely
+    for token in (*item.top, item.chosen):  # of tokens with the same text, keep the most likely
         by_text[token.text] = max(token.logprob, by_text.get(token.text, token.logprob))
     return item.chosen.text, item.chosen.logprob, msgspec.Raw(msgspec.json.encode(by_text)), item.offset
 

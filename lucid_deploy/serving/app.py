@@ -1,4 +1,4 @@
-"""The ASGI application, the same in one process and on Ray Serve: a backend runs its jobs."""
+"""The ASGI application, used in a single process and on Ray Serve; a backend runs its jobs."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ PAGE_HEADERS = {
 }
 
 
-Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # given the body; None: streamed already
+Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # takes the body; None: already streamed
 
 
 class App:
-    """The ASGI application: finds the endpoint of each request, and turns errors into answers."""
+    """The ASGI application: calls the endpoint of each request and turns errors into answers."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -144,7 +144,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     service = exchange.service
     assert exchange.kind is not None
     job = await service.readers.read(body, exchange.kind, exchange.key)
-    exchange.count(0)  # the body is freed: the job has all that was read from it
+    exchange.count(0)  # the limit is for bodies that are not read yet
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
     common = replace(job.request, client=exchange.key, cache_owner=owner)
     job = replace(job, request=common)
@@ -173,7 +173,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
 
 
 def _observe(exchange: Exchange, event: TextPiece, token_times: dict[int, float]) -> None:
-    """Count an event's token in the metrics. ``token_times``: when each row's last token came."""
+    """Record an event's token in the metrics; ``token_times`` has the time of each row's last token."""
     if event.tokens:
         metrics, now = exchange.service.metrics, time.perf_counter()
         if exchange.first_token is None:
@@ -185,12 +185,12 @@ def _observe(exchange: Exchange, event: TextPiece, token_times: dict[int, float]
         metrics.new_tokens.inc()
 
 
-Route = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body
+Route = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, summary, kind of body
 ROUTES: list[Route] = [
     ("POST", "/v1/completions", _generate, "Continue a prompt.", "completion"),
     ("POST", "/v1/chat/completions", _generate, "Answer a chat.", "chat"),
     ("POST", "/v1/responses", _generate, "Answer a text or a chat (Responses API).", "response"),
-    ("GET", "/v1/models", _models, "The model that is served, and its adapters.", None),
+    ("GET", "/v1/models", _models, "List the served model and its adapters.", None),
     *(("GET", path, _health, "Whether the server accepts requests. Needs no key.", None) for path in HEALTH),
     ("GET", "/version", _version, "The version of lucid-deploy.", None),
     ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format.", None),
@@ -200,10 +200,10 @@ ROUTES: list[Route] = [
 
 @lru_cache
 def document() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document; bodies are described by the classes that read them."""
+    """Return the OpenAPI 3.1 document; its schemas come from the classes that decode the bodies."""
     prefix = "#/components/schemas/"
     _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
-    schemas["InputMessage"]["required"].remove("type")  # optional: the reader adds a missing one
+    schemas["InputMessage"]["required"].remove("type")  # optional: ``responses_api.prepare`` adds a missing one
     parts = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
     schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": {"properties": parts}}}
 

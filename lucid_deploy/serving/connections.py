@@ -1,6 +1,6 @@
-"""Connections: uvicorn's protocol, with bounds on how many are open, what they send and how long they wait.
+"""uvicorn's HTTP protocol with limits on open connections, on what they send, and on how long they wait.
 
-To keep a bound, a connection is cut without an answer; a reverse proxy in front can answer such clients.
+A connection beyond a limit is closed without an answer; a reverse proxy in front can answer such clients.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-READ_BYTES = 1 << 10  # parsed at once, before other connections get a turn; also bounds pipelined requests
+READ_BYTES = 1 << 10  # bytes parsed before other connections get a turn; also bounds pipelined requests
 MOST_FRAMING = 64 << 10  # bytes of a request beyond twice its body: head, chunk sizes and trailers
 
 
 @dataclass
 class ConnectionLimits:
-    """The limits that all connections of a server share, and which of them wait."""
+    """The limits that all connections of a server share, and the connections that are waiting."""
 
     most: int  # connections that may be open
-    idle_seconds: float  # to wait for a client: to send a whole request, to read the answer, or to send another request
-    waiting: dict[Connection, None] = field(default_factory=dict)  # those that wait for clients, the longest wait first
+    idle_seconds: float  # longest wait for a client to send a whole request, read the answer, or send another request
+    waiting: dict[Connection, None] = field(default_factory=dict)  # connections that wait for clients, longest first
 
 
 class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """One connection. If a new one is too many, the one that has waited longest for its client is cut."""
+    """One connection. If a new one exceeds the limit, the one that has waited longest for its client is closed."""
 
     def __init__(self, limits: ConnectionLimits, **rest: Any) -> None:
         super().__init__(**rest)
@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._current: RequestResponseCycle | None = None  # the request that is being answered or was answered last
         self._buffer = bytearray(READ_BYTES)
         self._timer: asyncio.TimerHandle | None = None
-        self._received = self._body = 0  # bytes of the request that arrives now, and those of them that are its body
+        self._received = self._body = 0  # bytes received of the current request, and those of them in its body
 
     @property
     def answered(self) -> bool:
@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         return self._current is not None and self._current.response_complete and not self._received
 
     def drop(self) -> None:
-        """Cut the connection at once."""
+        """Close the connection at once."""
         self._set_waiting(False)
         self.connections.discard(self)
         self.transport.abort()
@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._update_waiting()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: HTTP lets servers ignore Upgrade headers, and Java's client asks for h2c on each connection."""
+        """Log nothing: HTTP lets servers ignore Upgrade headers, and Java's client requests h2c on each connection."""
 
     def _update_waiting(self) -> None:
         current = self._current
@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._set_waiting(arriving or self.flow.write_paused)
 
     def _set_waiting(self, waiting: bool) -> None:
-        """Note whether the connection now waits for its client; if so, cut it after ``idle_seconds``."""
+        """Record whether the connection waits for its client; if so, close it after ``idle_seconds``."""
         self._limits.waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()

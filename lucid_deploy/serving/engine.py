@@ -1,4 +1,4 @@
-"""The engine: a thread that loads a model and owns its batcher. Commands come by a queue, events go to event loops."""
+"""The engine: a thread that loads a model and runs its batcher; it reads a queue of commands and sends events."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     EngineEvent = Token | Finished | ApiError  # the last one of a generation is Finished or an ApiError
 
 log = logging.getLogger("lucid_deploy.serving")
-CHECK_SECONDS = 1.0  # least time between two calls of ``Engine``'s check
+CHECK_SECONDS = 1.0  # shortest time between two calls of ``Engine``'s ``check``
 DOWN = "engine_down"  # error code while the engine loads, and after it has ended
-PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store; the one reached first counts
+PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store; the smaller one applies
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which model is run, how, and how many generations may run and wait."""
+    """Which model to run, how, and how many generations may run and wait."""
 
-    directory: str  # the artifact's
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)  # what runs it
+    directory: str  # of the artifact
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # further generations that may wait
-    share_queue: bool = False  # whether a client with several requests gets at most all rows and half of the queue
-    prefill_budget: int = 32  # most prompt tokens between two tokens of running rows, or 6 per request if more
-    prefix_tokens: int | None = None  # tokens of prompts and answers kept for reuse; None: see _prefix_tokens
-    check: bool = True  # whether the hashes of all files are compared before the model is loaded
+    share_queue: bool = False  # whether a client with several requests is limited to all rows and half of the queue
+    prefill_budget: int = 32  # most prompt tokens per step while other rows decode, or 6 per request if that is more
+    prefix_tokens: int | None = None  # most tokens of earlier texts stored for reuse; None: see _prefix_tokens
+    check: bool = True  # whether to verify the hashes of all files before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
     draft: str | None = None  # artifact of the draft model, if ``speculate`` is ``draft``
     most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks and new requests
@@ -79,7 +79,7 @@ class JobEvents:
         self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
-        """Wait for the next events; return them as pairs of a generation's number and an event."""
+        """Wait for the next events; return each with the number of its generation."""
         return await self.queue.get()
 
     def cancel(self, row: int) -> None:
@@ -111,14 +111,14 @@ class Engine:
         share_queue: bool = False,
     ) -> None:
         self.rows = rows
-        self.capacity = rows + max_queue  # most generations that are taken at once
+        self.capacity = rows + max_queue  # most generations that run or wait
         self.state = "loading"
         self.error: BaseException | None = None
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._most_each = rows + max_queue // 2 if share_queue else self.capacity
         self._open_batcher, self._check = open_batcher, check
         self._checked = 0.0  # time of the last check, by time.monotonic
-        self._step_began: float | None = None  # when the step began or last gave events; None between steps
+        self._step_began: float | None = None  # when the step began or last yielded events; None between steps
         self._lock = threading.Lock()  # protects the state and the counts of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
         self._seconds = 1.0  # moving average: from a generation's submission to its end, the wait for a row included
@@ -133,7 +133,7 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread, with an error for unfinished generations. Return False if it runs on after ``timeout`` s."""
+        """Stop the thread; unfinished generations get an error. Return False if it still runs after ``timeout`` s."""
         self._commands.put(_Command("stop"))
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -141,7 +141,7 @@ class Engine:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds since the batcher's step began or last gave events; 0 between steps."""
+        """Seconds since the batcher's step began or last yielded events; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -149,14 +149,14 @@ class Engine:
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
-        """In an event loop, queue a client's generations and return their events; ApiError if not ready or too many."""
+        """Queue a job's generations and return its events; ApiError if not ready or too many. Needs an event loop."""
         client = requests[0].client
         with self._lock:
             if self.state != "ready":
                 message = "The model is still loading." if self.state == "loading" else "The engine ended."
                 raise unavailable(message, DOWN)
             total, own = self._admitted.total(), self._admitted[client]
-            too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed the limit
+            too_many = own and own + len(requests) > self._most_each  # a client's only job may exceed this limit
             if total + len(requests) > self.capacity or too_many:
                 raise queue_full(min(60, max(1, math.ceil(self._seconds))))
             self._admitted[client] += len(requests)
@@ -189,7 +189,7 @@ class Engine:
             self._die(None)
 
     def _take_commands(self, batcher: Batcher) -> bool:
-        """Carry out the commands since the last step; wait for one if the batcher is idle. Return False at ``stop``."""
+        """Process all queued commands; if the batcher is idle, wait for one. Return False on ``stop``."""
         while True:
             if batcher.idle:
                 self._observe(batcher)
@@ -216,7 +216,7 @@ class Engine:
             events.numbers[row] = number
 
     def _addressed(self, events: Sequence[Token | Finished]) -> dict[JobEvents, list[tuple[int, Any]]]:
-        """Return the events, grouped by job, and update the engine's counts."""
+        """Return the events grouped by job; stop counting generations that have finished."""
         from lucid_deploy.batching import Finished
 
         jobs: dict[JobEvents, list[tuple[int, Any]]] = defaultdict(list)
@@ -287,7 +287,7 @@ def _deliver(jobs: list[tuple[JobEvents, list[tuple[int, Any]]]]) -> None:
 
 
 def open_checked(directory: str) -> Artifact:
-    """Open the artifact to serve; raise a LucidError if it has no tokenizer. Reads no weights, so call it first."""
+    """Open the artifact to serve, without reading its weights; raise a LucidError if it has no tokenizer."""
     artifact = open_artifact(directory)
     if not (artifact.directory / "tokenizer.json").is_file():
         raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
@@ -295,7 +295,7 @@ def open_checked(directory: str) -> Artifact:
 
 
 def _prefix_tokens(session: Session[Any]) -> int:
-    """Return the default token budget: what 1 GiB holds, up to 65,536; 0 with TensorRT (caches are in GPU memory)."""
+    """Return the prefix store's default budget: the tokens that fit in 1 GiB, at most 65,536; 0 with TensorRT."""
     from lucid_deploy.generation.prefix_store import token_bytes
 
     return 0 if session.limits is not None else min(PREFIX_BYTES // token_bytes(session.layout), PREFIX_TOKENS)
@@ -313,13 +313,13 @@ def make_engine(options: EngineOptions) -> Engine:
         artifact = open_checked(options.directory)
         draft = check_drafters(options.speculate, artifact, options.draft)
         for each in [artifact] if draft is None else [artifact, draft]:
-            watches.append(ArtifactWatch(each))  # before the weights are read, so that a change meanwhile is noticed
+            watches.append(ArtifactWatch(each))  # before the weights are read, to notice changes during loading
             if options.check:
                 check_hashes(each)
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
-        guides = None  # without llguidance there are no constrained answers
+        guides = None  # without llguidance, answers cannot be constrained
         if find_spec("llguidance") is not None:
             guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
         kept = _prefix_tokens(session) if options.prefix_tokens is None else options.prefix_tokens

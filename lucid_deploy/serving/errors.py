@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error for the client: HTTP status, message, ``code`` for programs, and ``param``, the field that is wrong."""
+    """An error for the client: HTTP status, message, machine-readable ``code``, and ``param``, the invalid field."""
 
     status: int
     message: str
@@ -26,11 +26,11 @@ class ApiError(Exception):
 
 
 def queue_full(retry_after: int = 1) -> ApiError:
-    """Return the error for a full queue, status 429; the client may try again in ``retry_after`` seconds."""
+    """Return the error for a full queue, status 429; the client may retry after ``retry_after`` seconds."""
     message = f"The queue is full. Try again in {retry_after} s."
     return ApiError(429, message, "queue_full", headers={"Retry-After": str(retry_after)})
 
 
 def unavailable(message: str, code: str) -> ApiError:
-    """Return an error with status 503: the server cannot take the request now, but perhaps in 5 seconds."""
+    """Return an error with status 503 for a temporary failure; it tells the client to retry after 5 seconds."""
     return ApiError(503, message, code, headers={"Retry-After": "5"})

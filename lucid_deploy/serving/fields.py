@@ -1,4 +1,4 @@
-"""The bodies of requests, as structs: the fields' types and fixed ranges, published at ``/openapi.json``."""
+"""Structs of request bodies: types and fixed ranges of all fields, published at ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.json_fields import FieldError
 
-LOGPROBS = "message.output_text.logprobs"  # the only value that the field ``include`` may have
+LOGPROBS = "message.output_text.logprobs"  # the only value that the field ``include`` may list
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template receives developer messages as system messages."
 # Fields that are dropped: HARMLESS ones always, those in NEUTRAL if their value is false, empty or listed there.
@@ -27,33 +27,33 @@ _REPETITION = "For tokens in the prompt or the answer: divides positive logits, 
 
 
 def about(text: str) -> Meta:
-    """Return msgspec's annotation that describes a field in ``/openapi.json``."""
+    """Return the msgspec annotation with a field's description in ``/openapi.json``."""
     return Meta(description=text)
 
 
 StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
 Texts = Annotated[list[StopText], Meta(max_length=16)]
-Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
-Logprobs = Annotated[int, about("Most likely tokens to report at each position."), Meta(ge=0, le=20)] | None
+Tokens = Annotated[int, about("Maximum number of new tokens; all that fit if not given.")] | None
+Logprobs = Annotated[int, about("How many likely tokens to report at each position."), Meta(ge=0, le=20)] | None
 _PENALTY = "Subtracted from logits of tokens in the answer: presence once, frequency for each occurrence."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
-Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
+Salt = Annotated[str, about("Cached prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
 _PAIRS = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 Metadata = Annotated[_PAIRS, about("Accepted, without effect on the answer."), Meta(max_length=16)]
 FunctionKind = Literal["function"]
 FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
-_TOOLS, _TOOLS_LENGTH = about("The tools that may be called."), Meta(max_length=128)
+_TOOLS, _TOOLS_LENGTH = about("The tools that the model may call."), Meta(max_length=128)
 
 
 class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Base of all objects in a body; unknown fields are refused."""
+    """Base class of all objects in a body; unknown fields are refused."""
 
 
 class StreamOptions(Fields, kw_only=True, frozen=True):
     """How a stream ends."""
 
-    include_usage: Annotated[bool, about("Whether a last chunk counts tokens (/v1/responses: always).")] | None = None
+    include_usage: Annotated[bool, about("Report token counts at the end (/v1/responses: always).")] | None = None
 
 
 class PlainText(Fields, kw_only=True, frozen=True, tag_field="type", tag="text"):
@@ -74,7 +74,7 @@ class JsonSchema(Fields, kw_only=True, frozen=True):
 
 
 class SchemaFormat(Fields, kw_only=True, frozen=True, tag_field="type", tag="json_schema"):
-    """An answer that follows a JSON schema, in a chat or completion."""
+    """An answer that follows a JSON schema, in chats and completions."""
 
     json_schema: JsonSchema
 
@@ -84,16 +84,16 @@ class TextSchema(JsonSchema, kw_only=True, frozen=True, tag_field="type", tag="j
 
 
 class CommonFields(Fields, kw_only=True, frozen=True):
-    """The fields that all requests for answers share."""
+    """The fields that all kinds of requests share."""
 
     model: Annotated[str, about("The name of the served model or of an adapter.")]
     temperature: Annotated[float, about("0 is greedy; 1 if not given."), Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, about("Total probability of the tokens to sample from."), Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, about("Sample among the K likeliest; 0 is all."), Meta(ge=0, le=2**31)] | None = None
+    top_k: Annotated[int, about("Sample from the K likeliest tokens; 0: all."), Meta(ge=0, le=2**31)] | None = None
     seed: Annotated[int, about("The same seed gives the same tokens."), Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stream: Annotated[bool, about("Send tokens as they come, by server-sent events.")] | None = None
+    stream: Annotated[bool, about("Send tokens as they are generated, as server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: Annotated[bool, about("Go on after an end-of-sequence token.")] | None = None
+    ignore_eos: Annotated[bool, about("Continue after an end-of-sequence token.")] | None = None
     cache_salt: Salt | None = None
     metadata: Metadata | None = None
 
@@ -102,12 +102,12 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     """The fields that completions and chats share."""
 
     n: Annotated[int, about("Generations of each prompt; 1 if not given.")] | None = None
-    min_p: Annotated[float, about("Least probability relative to the likeliest."), Meta(ge=0, le=1)] | None = None
+    min_p: Annotated[float, about("Least probability, as a share of the largest."), Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[str, float] | None, about("Token ids to numbers, -100 to 100, to add to logits.")] = None
-    bad_words: Annotated[list[StopText], about("Texts that no answer contains."), Meta(max_length=1000)] | None = None
+    logit_bias: Annotated[dict[str, float] | None, about("By token id, -100 to 100 to add to its logit.")] = None
+    bad_words: Annotated[list[StopText], about("Texts that are never generated."), Meta(max_length=1000)] | None = None
     stop: Annotated[StopText | Texts | None, about("Texts that end an answer.")] = None
     return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
     response_format: PlainText | AnyObject | SchemaFormat | None = None
@@ -121,12 +121,12 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/completions``."""
 
     prompt: Annotated[str | list[str | int | list[int]], about("The text or texts to continue, or their token ids.")]
-    max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
+    max_tokens: Annotated[int, about("Maximum number of new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
 
 
 class ToolFunction(Fields, kw_only=True, frozen=True):
-    """A function that may be called."""
+    """A function that the model may call."""
 
     name: FunctionName
     description: str | None = None
@@ -135,14 +135,14 @@ class ToolFunction(Fields, kw_only=True, frozen=True):
 
 
 class Tool(Fields, kw_only=True, frozen=True):
-    """A tool."""
+    """A tool that the model may call."""
 
     type: FunctionKind
     function: ToolFunction
 
 
 class ChosenFunction(Fields, kw_only=True, frozen=True):
-    """The name of a function."""
+    """The name of the function that must be called."""
 
     name: str
 
@@ -175,7 +175,7 @@ class ResponseToolChoice(Fields, kw_only=True, frozen=True):
 
 
 class CalledFunction(Fields, kw_only=True, frozen=True):
-    """A function with its arguments, as the text of a JSON object."""
+    """A called function and its arguments, the JSON text of an object."""
 
     name: FunctionName
     arguments: str
@@ -191,7 +191,7 @@ class ToolCall(Fields, kw_only=True, frozen=True):
 
 
 class TextPart(Fields, kw_only=True, frozen=True):
-    """A part of a message; the types are those of chats and of responses, whose output can be sent back as it is."""
+    """A text part of a message, with the types of chats and of responses: output can be sent back unchanged."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
@@ -208,7 +208,7 @@ class Message(Fields, kw_only=True, frozen=True):
     refusal: Literal[""] | None = None
     annotations: Harmless = None
     tool_calls: Annotated[list[ToolCall] | None, about("The calls in an assistant's message.")] = None
-    tool_call_id: Annotated[str | None, about("With the role tool: the id of the call that has this result.")] = None
+    tool_call_id: Annotated[str | None, about("With the role tool: the id of the call that this answers.")] = None
     function_call: None = None
     audio: None = None
 
@@ -227,7 +227,7 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
 
 
 class InputItem(Fields, kw_only=True, frozen=True):
-    """A message, a call or a call's result. The output of an earlier answer can be sent back unchanged."""
+    """Base class of messages, calls and results of calls. Output of earlier answers can be sent back unchanged."""
 
     id: Harmless = None
     status: Harmless = None
@@ -242,7 +242,7 @@ class InputMessage(InputItem, kw_only=True, frozen=True, tag_field="type", tag="
 
 
 class InputCall(InputItem, kw_only=True, frozen=True, tag_field="type", tag="function_call"):
-    """A call that an earlier answer made."""
+    """A tool call in an earlier answer."""
 
     call_id: str
     name: FunctionName
@@ -250,7 +250,7 @@ class InputCall(InputItem, kw_only=True, frozen=True, tag_field="type", tag="fun
 
 
 class InputResult(InputItem, kw_only=True, frozen=True, tag_field="type", tag="function_call_output"):
-    """The result of a call."""
+    """The result of a tool call."""
 
     call_id: str
     output: str | list[TextPart]
@@ -288,7 +288,7 @@ BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest]] = {
 
 
 def drop_without_effect(raw: dict[str, Any]) -> None:
-    """Drop fields without effect from a parsed body; refuse fields of :data:`NEUTRAL` with other values."""
+    """Drop fields without effect from a parsed body; FieldError for :data:`NEUTRAL` fields with other values."""
     for name in HARMLESS:
         raw.pop(name, None)
     for path, neutral in NEUTRAL.items():

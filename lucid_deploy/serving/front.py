@@ -1,4 +1,4 @@
-"""The steps around every request: check key and host, receive the body, cancel, log and count in the metrics."""
+"""What every request needs: checks of key and host, receiving the body, cancellation, the log and metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PAGES = {  # for browsers: path → file in web/ and its type
     "/docs": ("docs.html", "text/html"),
     "/ui/style.css": ("style.css", "text/css"),
 }
-LAST_WORD_SECONDS = 1.0  # for sending the error that ends a stream; a client that reads too slowly does not get it
+LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that reads too slowly does not get it
 FREE_BYTES = 64 << 10  # bytes of each body that do not count in Service.body_memory, so that small requests always fit
 BODIES = 16  # bodies of the largest size that may be in memory at once
 STATES = {  # states in which requests are refused, with the error's message and code
@@ -58,11 +58,11 @@ class ApiOptions:
     """Options of the HTTP API: its limits, who may send requests, and how they are served."""
 
     model: str | None = None  # the served name; None: the directory's name
-    max_prompt_tokens: int | None = None  # tokens of one prompt; None: what the context allows
-    max_new_tokens: int | None = None  # tokens of one generation; None: what the context allows
-    max_choices: int | None = None  # generations of one request; None: one less than EngineOptions.rows, at least 1
+    max_prompt_tokens: int | None = None  # most tokens of one prompt; None: the context
+    max_new_tokens: int | None = None  # most new tokens of one generation; None: the context
+    max_choices: int | None = None  # most generations of one request; None: max(1, EngineOptions.rows - 1)
     max_body_bytes: int = 4 << 20  # largest body of a request
-    seconds: float = 300.0  # from the end of a request's headers to the end of its answer
+    seconds: float = 300.0  # time limit from the end of a request's headers to the end of its answer
     readers: int = 2  # processes that parse bodies, render chat templates and tokenize
     keys: ApiKeys = field(default_factory=ApiKeys)  # who may send requests
     hosts: frozenset[str] | None = None  # names that a Host header may have, besides loopback ones; None: any
@@ -72,13 +72,13 @@ class ApiOptions:
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what reader processes need; raise a LucidError if the artifact cannot be served under the model's name."""
+    """Return the setup of reader processes; LucidError if the artifact has no tokenizer or the name is an adapter's."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
     directory = artifact.directory.resolve()
     model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
     if model in adapters:
-        raise LucidError(f"An adapter is called {model}, too: give the model another --served-model-name.")
+        raise LucidError(f"An adapter is also named {model}: choose another --served-model-name for the model.")
     return ReaderSetup(
         str(directory),
         (model, *adapters),
@@ -99,12 +99,12 @@ class Service:
         self.created = int(time.time())
         self.readers = ReaderPool(setup, api.readers)
         self.metrics = Metrics(backend.gauges)
-        self.body_memory = 0  # bytes of bodies that no reader has finished, without FREE_BYTES of each
+        self.body_memory = 0  # bytes of bodies that are received or being read, less FREE_BYTES for each
         self.most_body_memory = BODIES * setup.body_bytes
         self.busy: Counter[str] = Counter()  # number of requests being read or answered, by key
         self.most_busy = 1000  # most requests that may be read or answered at once
         self.draining = False  # whether new requests are refused because the server will end
-        # Gets its result when the server stops waiting for requests: those that still run end with an error.
+        # Done when the server stops waiting for requests; those that still run then end with an error.
         self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check_ready(self) -> None:
@@ -122,16 +122,16 @@ class Exchange:
         self._request = Request(scope, receive)
         self.headers = self._request.headers
         self.route = "other"  # label in metrics: the path, or ``other`` if it is unknown or ``check`` refused
-        self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
+        self.id = "req_" + secrets.token_hex(12)  # written to the log and to a header of the answer
         self.key = ""  # hex digest of the client's API key; empty if there is none
         self.status = 499  # HTTP status, 499 before the answer begins
         self.started = time.perf_counter()
         self._counted = 0  # bytes of the body that count in Service.body_memory
         self._busy = False
-        # Of requests that generate:
+        # Only set for requests that generate:
         self.kind: Kind | None = None  # of its body
-        self.answer: Answer | None = None  # once the body was read
-        self.first_token: float | None = None  # seconds from ``started`` until it came
+        self.answer: Answer | None = None  # once the body has been read
+        self.first_token: float | None = None  # seconds from ``started`` to the first token
 
     def check(self) -> None:
         """Identify the client; raise an ApiError for an ambiguous request, another host's name or an unknown key."""
@@ -151,7 +151,7 @@ class Exchange:
         self.key = key or ""
 
     async def body(self) -> bytes:
-        """Receive and return the body, and count the request as busy; raise an ApiError if it is refused."""
+        """Receive the body and count the request in ``Service.busy``; raise an ApiError if it is refused."""
         service = self.service
         service.check_ready()
         kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
@@ -164,7 +164,7 @@ class Exchange:
                 raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
             self.count(len(body))
         busy, most = service.busy, service.most_busy
-        # If there are several keys, none may have more than half of ``most_busy`` requests.
+        # If there are several keys, each may have at most half of ``most_busy`` requests.
         if busy.total() >= most or (len(service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)
         busy[self.key] += 1
@@ -207,13 +207,13 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
-            # After an error, a client that sent Expect may send the body or the next request; nothing tells which.
+            # After an error, a client that sent Expect may send the body or its next request: we cannot tell which.
             if self.service.draining or (self.status >= 400 and "expect" in self.headers):
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
     async def refuse(self, error: ApiError) -> None:
-        """Answer with an error; if the answer is a stream that has begun, send the error as its end."""
+        """Answer with an error; if a stream has begun, end it with the error."""
         self.service.metrics.rejected.labels(error.code).inc()
         if self.status == 499:
             await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
@@ -226,7 +226,7 @@ class Exchange:
         self.status = error.status
 
     def end(self) -> None:
-        """Release what a finished request holds, log it and count it in the metrics."""
+        """Stop counting a finished request, log it and record it in the metrics."""
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1
@@ -236,7 +236,7 @@ class Exchange:
             metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
         ids = self.id if self.answer is None else f"{self.id} {self.answer.id}"
-        # Health checks come every few seconds; only one that fails is worth a line.
+        # Health checks arrive every few seconds: log only failed ones, unless debugging.
         level = logging.DEBUG if scope["path"] in HEALTH and self.status == 200 else logging.INFO
         line = "%s %s %s %d %.0f ms %s"
         log.log(level, line, client, scope["method"], shown(scope["path"]), self.status, 1e3 * seconds, ids)

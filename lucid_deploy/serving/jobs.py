@@ -1,4 +1,4 @@
-"""Jobs, each the work of one HTTP request, and the backend that runs them in this process."""
+"""Jobs (one for each HTTP request), and the backend that runs them in this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lucid_deploy.serving.engine import Engine, EngineOptions, make_engine
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_formats import ToolFormat
 
-ENDS = {"eos": "stop", "length": "length", "context": "length"}  # our reasons, and OpenAI's words for them
+ENDS = {"eos": "stop", "length": "length", "context": "length"}  # our finish reasons → OpenAI's
 UNPROMPTED = Request([], 16, Sampling(temperature=1.0))  # Job.prompts has the prompts
 
 
 @dataclass(frozen=True)
 class Job:
-    """One HTTP request: what to generate, every prompt ``n`` times, and how to answer."""
+    """One HTTP request: ``n`` generations for each prompt, and how to answer."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
     request: Request = UNPROMPTED  # what all generations share; each prompt's first generation has its seed
@@ -29,12 +29,12 @@ class Job:
     stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
     tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
     shown_tokens: tuple[int, ...] = ()  # special tokens whose text is part of the answer
-    stream: bool = False  # whether tokens are sent as they come
+    stream: bool = False  # whether tokens are sent as they are generated
     include_usage: bool = False  # whether a stream ends with token counts
-    chat: bool = False  # whether the answer is a chat's or a response's, not a completion's
+    chat: bool = False  # True for chats and ``/v1/responses``, False for completions
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
-    tools: ToolFormat | None = None  # how the answer writes calls of tools; None: it may not call any
-    response: dict[str, bytes] | None = None  # what an answer of ``/v1/responses`` repeats of its request, as JSON
+    tools: ToolFormat | None = None  # format of tool calls in the answer; None: it may not call tools
+    response: dict[str, bytes] | None = None  # fields of a ``/v1/responses`` request that the answer repeats, as JSON
 
     @property
     def rows(self) -> int:
@@ -43,18 +43,18 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts; a prompt with several answers counts once."""
+        """Number of tokens in all prompts; a prompt with several answers counts once."""
         return sum(len(prompt) for prompt in self.prompts)
 
     def requests(self) -> list[Request]:
-        """Return a request to the engine for each generation."""
+        """Return one engine request for each generation."""
         common, seed = self.request, self.request.sampling.seed
         samplings = [replace(common.sampling, seed=None if seed is None else seed + i) for i in range(self.n)]
         return [replace(common, prompt_ids=list(ids), sampling=each) for ids in self.prompts for each in samplings]
 
 
 def make_backend(options: EngineOptions) -> LocalBackend:
-    """Return a backend in this process, not started."""
+    """Return a backend for this process, whose engine is not started."""
     tokenizer = TextTokenizer(Path(options.directory))
     return LocalBackend(make_engine(options), tokenizer, options.most_step_seconds)
 
@@ -66,7 +66,7 @@ class LocalBackend:
         self.engine = engine
         self._most_step_seconds = most_step_seconds
         self._tokenizer, self._token_texts = tokenizer, TokenTexts(tokenizer)
-        self._drafted = 0  # accepted drafts that are tokens of answers
+        self._drafted = 0  # accepted drafts in answers; tokens after a stop string do not count
 
     @property
     def state(self) -> str:
@@ -79,7 +79,7 @@ class LocalBackend:
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
     async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece], None]:
-        """Run a job and yield its text, or raise an ApiError; closing the generator cancels what still runs."""
+        """Run a job and yield its text in pieces, or raise an ApiError; closing the generator cancels the job."""
         rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         stream = self.engine.submit(job.requests())
         try:
@@ -108,15 +108,15 @@ class RowText:
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         self._row, self._job, self._token_texts = row, job, token_texts
         self._text = AnswerText(tokenizer, job.stops, job.shown_tokens)
-        self._waiting: list[TokenLogprob] = []  # of tokens whose text was not returned yet
+        self._waiting: list[TokenLogprob] = []  # of tokens whose text has not been returned yet
 
     def take(self, event: Token | Finished | ApiError) -> TextPiece:
-        """Return the piece of text for an event of the engine; raise an ApiError if the generation failed."""
+        """Turn an event of the engine into a piece of text; raise an ApiError if the generation failed."""
         if isinstance(event, ApiError):
             raise event
         if isinstance(event, Token):
             if self._job.request.top_logprobs is not None:
-                assert event.logprob is not None  # it was asked for
+                assert event.logprob is not None  # because it was requested
                 chosen, top = self._named(event.token, event.logprob), tuple(self._named(*each) for each in event.top)
                 self._waiting.append(TokenLogprob(chosen, top, self._text.decoded))
             text, tokens, reason = self._text.push(event.token), 1, ""

@@ -13,29 +13,29 @@ from prometheus_client.registry import Collector
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 GAUGES = {
-    "queue_length": "Generations that wait for a row.",
-    "active_rows": "Generations that run, or wait for the mask of their grammar.",
-    "rows": "Generations that can run at once.",
-    "cache_tokens": "Tokens in the caches of running generations.",
-    "prefix_cache_tokens": "Tokens stored for prompts with the same beginning.",
+    "queue_length": "Generations that wait for a free row of the batch.",
+    "active_rows": "Generations that have started, including those that wait for the mask of their grammar.",
+    "rows": "Rows of the batch: generations that can run at once.",
+    "cache_tokens": "Tokens in the caches of started generations.",
+    "prefix_cache_tokens": "Tokens in the prefix cache.",
 }
 COUNTERS = {
-    "prompt_tokens_computed": "Prompt tokens that the model ran.",
-    "prompt_tokens_reused": "Prompt tokens that did not run, because a stored prefix held them.",
-    "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
-    "draft_tokens_accepted": "Drafted tokens that became tokens of answers, with --speculate.",
+    "prompt_tokens_computed": "Prompt tokens that the model computed.",
+    "prompt_tokens_reused": "Prompt tokens found in the prefix cache, which were not computed again.",
+    "draft_tokens_proposed": "Draft tokens that the model verified, with --speculate.",
+    "draft_tokens_accepted": "Draft tokens accepted as part of answers, with --speculate.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were almost equally likely.",
 }
-LAST = 1000  # quantiles are over this many of the newest values
+LAST = 1000  # quantiles cover this many of the latest values
 
 
 class Times:
-    """A histogram of seconds, and gauges of the p50 and p95 of its last values, as its buckets are coarse."""
+    """A histogram of seconds and, as its buckets are coarse, gauges of the latest values' p50 and p95."""
 
     def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
         self._histogram = Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)
         self._last = deque[float](maxlen=LAST)
-        name, text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}; NaN if there are none."
+        name, text = f"lucid_{name}_quantile_seconds", f"{text} Over the last {LAST} values; NaN if there are none."
         quantiles = Gauge(name, text, ("quantile",), registry=registry)
         for share in (0.5, 0.95):
             quantiles.labels(share).set_function(partial(self._quantile, share))
@@ -58,16 +58,16 @@ class Metrics(Collector):
         self._gauges = gauges
         registry = self._registry = CollectorRegistry()
         registry.register(self)
-        text = "Answers, by path and HTTP status; 499: the client closed the connection before all was sent."
+        text = "Answers by path and HTTP status; 499: the client closed the connection before the answer was complete."
         self.requests = Counter("lucid_requests", text, ("path", "status"), registry=registry)
-        text = "Requests that ended with an error, by reason."
+        text = "Requests that ended with an error, by the error's code."
         self.rejected = Counter("lucid_rejected", text, ("reason",), registry=registry)
         self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens of answers that began.", registry=registry)
         self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
-        self.first = Times(registry, "time_to_first_token", "From the request to its first token.")
-        self.between = Times(registry, "time_between_tokens", "Between tokens of one generation.")
-        self.whole = Times(registry, "request", "From the request to the end of its answer.")
+        self.first = Times(registry, "time_to_first_token", "Time from the request to its first token.")
+        self.between = Times(registry, "time_between_tokens", "Time between successive tokens of one generation.")
+        self.whole = Times(registry, "request", "Time from the request to the end of its answer.")
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

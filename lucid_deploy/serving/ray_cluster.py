@@ -1,4 +1,4 @@
-"""The HTTP application on Ray Serve: replicas that serve the API, and engines, each with a batcher, that they call."""
+"""The HTTP application on Ray Serve: API replicas, and the engine replicas they call, each with its own batcher."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 API_REQUESTS = 1000  # requests that an API replica handles at once; the engines decide which are admitted
-PROBE_SECONDS = 2.0  # for an answer to a probe, and between probes while ready
-PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
+PROBE_SECONDS = 2.0  # timeout of a probe, and interval between probes while ready
+PROBE_PATIENCE = 3  # successive probes without an answer until the application counts as not ready
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where the servers of a Ray cluster listen, how many engines run, and what each reserves."""
+    """Where the HTTP proxies of a Ray cluster listen, how many engines run, and what each reserves."""
 
     host: str  # address that the HTTP proxies listen on
-    port: int  # their port
-    address: str | None  # of a running cluster; None: start one on this machine, which ends with the server
+    port: int  # port of the HTTP proxies
+    address: str | None  # of a running cluster; None: start one on this machine, and stop it with the server
     low: int  # fewest engines
-    high: int  # most engines; Ray scales between the two by load
-    cpus: float  # processors that an engine reserves
+    high: int  # most engines; Ray scales between ``low`` and ``high`` by load
+    cpus: float  # CPUs that an engine reserves
     gpus: float  # GPUs that an engine reserves
     threads: int | None  # threads of an engine without --threads; None lets its runtime choose
-    grace: float  # seconds that running requests get to finish
-    log_level: str  # level from which messages are logged
+    grace: float  # seconds that running requests get to finish at shutdown
+    log_level: str  # lowest level that is logged
 
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; call ``ready`` when serving. Every machine must have the artifacts."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; call ``ready`` when serving. All machines need the artifacts' files."""
     own = cluster.address is None
     if own:
         if cluster.port == 0:
@@ -80,7 +80,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
         log.warning("Shutting down: running requests may take %g s to finish.", cluster.grace)
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)  # a second signal ends the wait for requests
+            signal.signal(number, handler)  # so that a second signal ends the wait for running requests
         try:
             if deployed and (previous or not own):
                 delete(APPLICATION, cluster.grace)
@@ -91,7 +91,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
 
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
-    """Return the Ray Serve application: the API's replicas bound to the engine's replicas."""
+    """Return the Ray Serve application: API replicas bound to engine replicas."""
     engine = on_any_machine(engine, cluster.threads)
     name = api.model or Path(engine.directory).name
     api = replace(api, model=name)
@@ -115,7 +115,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     engines: Any = serve.deployment(
         EngineReplica,
         name=ENGINE,
-        # The engine itself refuses what its queue cannot hold, so that clients get a 429.
+        # Above what an engine admits: it refuses further requests itself, so that clients get a 429.
         max_ongoing_requests=2 * (engine.rows + engine.max_queue) + 16,
         graceful_shutdown_timeout_s=cluster.grace,
         health_check_period_s=2.0,
@@ -134,7 +134,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
 
 
 def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
-    """Return the options with absolute paths, and ``threads`` if the user gave none and the runtime has the option."""
+    """Return the options with absolute paths, and with ``threads`` if the user set none and the runtime takes it."""
     runtime = engine.runtime
     if runtime.threads is None and "threads" in find_runtime(runtime.runtime).options:
         runtime = replace(runtime, threads=threads)
@@ -153,16 +153,16 @@ class EngineReplica:
         self._backend.engine.start(loaded.set)
         loaded.wait()
         error = self._backend.engine.error
-        if isinstance(error, LucidError):  # Ray passes on the error's text, which the command prints
+        if isinstance(error, LucidError):  # Ray passes on its text, which the command line prints
             raise error
         self.check_health()
 
     async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece] | ApiError, None]:
-        """Run a job, and yield an ApiError if one ends it; Ray closes the generator when the client has left."""
+        """Run a job, and yield an ApiError if it fails; Ray closes the generator when the client disconnects."""
         try:
             async for events in self._backend.generate(job):
                 yield events
-        except ApiError as error:  # RayBackend would take an exception to mean that the engine ended
+        except ApiError as error:  # yielded, because RayBackend takes an exception to mean that the engine ended
             yield error
 
     async def gauges(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ class EngineReplica:
 class RayBackend:
     """Runs an API replica's requests on the engines.
 
-    If an engine ends before a request has output, the request is sent again, once; otherwise its client gets an error.
+    If an engine ends before a request has output, the request is retried once; otherwise its client gets an error.
     With ``to_zero`` there may be no engine: a request waits until one starts. Probes would start one, so none are sent.
     """
 

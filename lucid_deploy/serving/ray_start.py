@@ -1,4 +1,4 @@
-"""Start an application on Ray Serve, on a given cluster or a new one, or find the reason why it does not run."""
+"""Start an application on Ray Serve, on a running or a new cluster; if that fails, report why."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lucid_deploy.errors import CheckFailed, LucidError
 
 log = logging.getLogger("lucid_deploy.serving")
 OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go through it
-# Seconds that Ray Serve waits for an HTTP proxy to start, before it kills it and starts another one: its own 5 are too
-# few on a busy machine, where no proxy then ever starts. `serve.start` gives up after 60.
+# Seconds that Ray Serve waits for an HTTP proxy to start before it kills it and starts another one. Its default, 5, is
+# too short on a busy machine, where no proxy would ever start. `serve.start` gives up after 60.
 PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-LISTENING_SECONDS = 30.0  # in which the cluster must accept a connection
+LISTENING_SECONDS = 30.0  # time limit for connecting to the cluster
 POLL_SECONDS = 0.1
 _ROUNDING = 1e-6  # tolerance for products such as 3 · 0.1 processors, which is more than 0.3 in floating point
-# Ray logs one level less than we do: warnings where we log information, and errors alone with --quiet.
+# Ray logs less than we do: warnings at our level info, and only errors above that.
 _RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
-# The end of a traceback in which another process raised an error of ours.
+# The last line of a traceback from another process that raised one of our errors.
 _OURS = re.compile(r"^lucid_deploy\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 
@@ -46,7 +46,7 @@ def connect(address: str | None, log_level: str) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
-        os.environ.setdefault(*PROXY_PATIENCE)  # for the cluster's processes, which get this one's environment
+        os.environ.setdefault(*PROXY_PATIENCE)  # for the cluster's processes, which inherit the environment
     else:
         check_listening(address)
     handler = signal.getsignal(signal.SIGTERM)
@@ -54,7 +54,7 @@ def connect(address: str | None, log_level: str) -> None:
         ray.init(**here, log_to_driver=False, logging_level=level, configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise LucidError(f"No Ray cluster at {address or 'this machine'}: {error}") from error
-    except SystemExit as error:  # Ray's own handler of SIGTERM exits with the signal's number
+    except SystemExit as error:  # Ray's SIGTERM handler exits with the signal's number, a shell with 128 more
         raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from error
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for this error
@@ -67,7 +67,7 @@ def connect(address: str | None, log_level: str) -> None:
 
 
 def check_listening(address: str) -> None:
-    """Raise a LucidError if an address ``HOST:PORT`` has no server: Ray would try for minutes and ignore signals."""
+    """Raise a LucidError if nothing listens at ``HOST:PORT``: Ray would retry for minutes and ignore signals."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
         return
@@ -80,9 +80,9 @@ def check_listening(address: str) -> None:
 
 
 def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
-    """Check that the connected cluster has the processors and GPUs that the engines reserve.
+    """Check that the connected cluster has the CPUs and GPUs that the engines reserve.
 
-    If some are missing on our own cluster, raise a LucidError. Others may get more machines: log a warning; Ray waits.
+    Raises a LucidError if our own cluster lacks some; on others, which machines may still join, only logs a warning.
     """
     there = ray.cluster_resources()
     lacking = [
@@ -101,7 +101,7 @@ def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
 def deploy(application: serve.Application, name: str, options: HTTPOptions, own: bool) -> None:
     """Start Ray Serve's HTTP proxies and an application at ``/``, and wait until requests reach it.
 
-    Raises a replica's LucidError, or one with Ray's reason; on a cluster that is not our own, Ray may try again first.
+    Raises a replica's LucidError, or one with Ray's reason; on a cluster that is not our own, Ray may retry first.
     """
     try:
         location = ProxyLocation.HeadOnly if own else ProxyLocation.EveryNode
@@ -119,7 +119,7 @@ def deploy(application: serve.Application, name: str, options: HTTPOptions, own:
 
 
 def _wait_until_running(name: str, own: bool) -> None:
-    """Wait until an application runs, and log its deployments' messages meanwhile; raise a LucidError if it fails."""
+    """Wait until an application runs, logging its deployments' messages; raise a LucidError if it fails."""
     logged: set[str] = set()
     while (seen := serve.status().applications.get(name)) is None or seen.status != ApplicationStatus.RUNNING:
         deployments = {} if seen is None else seen.deployments
@@ -142,13 +142,13 @@ def _wait_until_running(name: str, own: bool) -> None:
 
 
 def delete(name: str, grace: float) -> None:
-    """Take an application off the cluster; its requests may take ``grace`` seconds to finish."""
+    """Remove an application from the cluster; its requests get ``grace`` seconds to finish."""
     end = time.monotonic() + grace
     while True:
         try:
             serve.delete(name)
             return
-        except TimeoutError:  # Ray gives up after 60 s, whatever the application's grace
+        except TimeoutError:  # Ray gives up after 60 s, even if the application's grace period is longer
             if time.monotonic() > end:
                 log.warning("Ray Serve has not ended all replicas of %s; Ray will end them later.", name)
                 return

@@ -19,20 +19,20 @@ from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 
 log = logging.getLogger("lucid_deploy.serving")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
-LARGE = 16 << 10  # bytes; a body of this size or more leaves one reader free, if there are several
-# Bodies with these texts do so, too: a grammar to compile, many words to tokenize, escapes that could spell the names.
+LARGE = 16 << 10  # bytes; a body of this size or more counts as costly, see ReaderPool
+# Bodies with these texts do, too: grammars to compile, words to tokenize, escapes that could hide these names.
 COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
-ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
+ABANDONED_SECONDS = 1.0  # that a reader gets to finish a cancelled request before it is killed
 
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
-    """Return a process, not started, that reads requests; its ``ready`` says whether it can read chats."""
-    memory = max(256 << 20, 64 * setup.body_bytes)  # the 3 bytes "[]," take 80 when they are parsed
+    """Return a process, not started, that reads requests; its ``ready`` says whether the model has a chat template."""
+    memory = max(256 << 20, 64 * setup.body_bytes)  # parsing needs much memory: the 3 bytes "[]," become 80
     return BoundedProcess(__name__, setup, Bounds(setup.reading_seconds, memory), WHAT)
 
 
 def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tuple[Kind, bytes]], Job | ApiError]]:
-    """Load what a reader process needs; return whether it can read chats, and the function that reads a body."""
+    """Load tokenizer and chat template; return whether there is a template, and the function that reads a body."""
     directory = Path(setup.directory)
     tokenizer = TextTokenizer(directory)
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
@@ -49,9 +49,9 @@ def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tup
 
 
 class ReaderPool:
-    """Reads bodies, as many at once as there are processes; others wait in order, but clients take turns.
+    """Reads bodies in parallel, one per process; the others wait in order, but clients take turns.
 
-    Bodies that may be costly to read leave one reader free for other bodies, if there are several readers.
+    If there are several readers, bodies that may be costly to read never occupy all of them.
     """
 
     def __init__(self, setup: ReaderSetup, count: int) -> None:
@@ -61,12 +61,12 @@ class ReaderPool:
         for reader in self._readers:
             self._idle.put_nowait(reader)
         self._costly = asyncio.Semaphore(max(1, count - 1))
-        # By client, and whether the body is costly, so that nobody waits for all bodies of another client.
+        # Key: client, and whether the body is costly. These bound how many bodies of one client others wait for.
         self._turns: dict[tuple[str, bool], asyncio.Semaphore] = {}
 
     @property
     def has_chat_template(self) -> bool | None:
-        """Whether chats can be read; None until a process has started."""
+        """Whether the model has a chat template; None until a process has started."""
         return next((reader.ready for reader in self._readers if reader.ready is not None), None)
 
     def start(self) -> None:
@@ -97,7 +97,7 @@ class ReaderPool:
 
 
 def _ask(reader: BoundedProcess, task: tuple[Kind, bytes]) -> Job:
-    """Have a process read a body; raise an ApiError if that fails. If the process died, start another one."""
+    """Let a process read a body; raise an ApiError if that fails. Restart the process if it died."""
     try:
         found: Job | ApiError = reader.ask(task)
     except TooCostly as fault:

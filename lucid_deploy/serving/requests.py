@@ -1,4 +1,4 @@
-"""Turn the body of a request into a job; refuse what is not supported and would change the result."""
+"""Turn the body of a request into a job; refuse unsupported fields that would change the result."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
 from lucid_deploy.serving.tool_reader import ToolUse, tool_use_of
 
-MOST_LOGPROBS_TOGETHER = 160  # most alternatives that are reported for one position, over all generations of a request
+MOST_LOGPROBS_TOGETHER = 160  # most top log-probabilities per position, added up over a request's generations
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as in OpenAI's API
 
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """The served model, the limits of requests, and the limits on the cost of reading one."""
+    """The served model, the limits on requests, and the limits on the cost of reading one."""
 
-    directory: str  # the artifact's
+    directory: str  # of the artifact
     models: tuple[str, ...]  # the base model's name, then those of its adapters
-    context: int  # tokens of prompt and answer together
-    vocabulary: int  # tokens that the model knows
-    prompt_tokens: int  # tokens of one prompt
-    new_tokens: int  # new tokens of one generation
-    choices: int  # generations of one request: prompts times ``n``
+    context: int  # most tokens of prompt and answer together
+    vocabulary: int  # number of tokens that the model knows
+    prompt_tokens: int  # most tokens of one prompt
+    new_tokens: int  # most new tokens of one generation
+    choices: int  # most generations of one request: prompts times ``n``
     body_bytes: int = 4 << 20  # largest body of a request
-    reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
+    reading_seconds: float = 5.0  # CPU time for reading one request: parsing, the chat template, tokenizing
 
 
 class RequestReader:
@@ -46,7 +46,7 @@ class RequestReader:
 
     def __init__(self, setup: ReaderSetup, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._limits, self._tokenizer, self._templates = setup, tokenizer, templates
-        # Cache the result only: compiled grammars would count against the memory bound of the next body.
+        # Cache results, not compiled grammars: their memory would count against the limit for the next request.
         self._check_once = lru_cache(16)(lambda constraint: self._guides.check(constraint))
 
     def read(self, kind: fields.Kind, data: bytes) -> Job:
@@ -91,11 +91,11 @@ class RequestReader:
         return self._job(body, [rendered], "messages", older if new is None else new, top, tools)
 
     def _response(self, body: fields.ResponseRequest) -> Job:
-        # No chunk with counts: the last event of a stream of /v1/responses has them.
+        # No chunk with token counts: in a stream of /v1/responses, the last event has them.
         return replace(self._chat(as_chat(body)), include_usage=False, response=repeated_fields(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
-        """Return the token ids of a prompt from the field ``name``; refuse a prompt that cannot be run."""
+        """Return the token ids of a prompt from the field ``name``; raise a FieldError if it cannot be run."""
         limits, ids = self._limits, prompt
         if isinstance(ids, str):
             try:  # a chat template writes special tokens itself
@@ -179,7 +179,7 @@ class RequestReader:
         return sampling
 
     def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
-        """Return the constraint on the answer, or None; refuse one that is wrong or that no first token fits."""
+        """Return the constraint on the answer, or None; refuse one that is invalid or allows no first token."""
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         form, name, found = body.response_format, next(iter(given), "response_format"), None
         if given and isinstance(form, fields.AnyObject | fields.SchemaFormat):
@@ -199,12 +199,12 @@ class RequestReader:
         return found
 
     @cached_property
-    def _guides(self) -> GuideFactory:  # made when first used, as it needs llguidance
+    def _guides(self) -> GuideFactory:  # created on first use, as it needs llguidance
         return GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
 
 
 def messages_of(given: list[fields.Message]) -> list[dict[str, Any]]:
-    """Return messages as templates expect them: content as one text, arguments as objects; FieldError if wrong."""
+    """Convert messages for the chat template: content as a string, arguments as objects; FieldError if invalid."""
     out: list[dict[str, Any]] = []
     known: set[str] = set()
     for index, message in enumerate(given):
@@ -215,7 +215,7 @@ def messages_of(given: list[fields.Message]) -> list[dict[str, Any]]:
         if message.content is None and not calls:
             raise FieldError(f"The field {where}.content is missing.", f"{where}.content", "missing_field")
         content = message.content
-        # Most templates expect one text.
+        # Most templates expect content as a string.
         text = "" if content is None else content if isinstance(content, str) else "".join(p.text for p in content)
         role = "system" if message.role == "developer" else message.role
         made: dict[str, Any] = {"role": role, "content": text}
@@ -253,7 +253,7 @@ def _call(where: str, call: Any) -> dict[str, Any]:
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:
-    """Return the value of a field, perhaps None; raise a FieldError if it is a number outside 1 to ``high``."""
+    """Return a field's value, which may be None; raise a FieldError if it is outside 1 to ``high``."""
     if value is not None and not 1 <= value <= high:
         raise wrong(name, f"1 to {high}", value)
     return value

@@ -18,7 +18,7 @@ from lucid_deploy.serving.tool_parser import Delta
 if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
-# Values of an answer's fields that the request leaves out, or for which this server supports no other value.
+# Values in the answer of fields that the request leaves out, or for which this server supports no other value.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("error", "instructions", "max_output_tokens", "previous_response_id")),
     "metadata": {},
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "top_logprobs": 0,
     "top_p": 1.0,
 }
-# Patterns of a chat's fields in errors, and the names of these fields in this API.
+# Patterns for the fields of chats that errors name, and the names of these fields in the Responses API.
 _NAMES_HERE = {
     r"^messages\b.*": "input",
     r"^max_completion_tokens": "max_output_tokens",
@@ -50,7 +50,7 @@ def prepare(raw: dict[str, Any]) -> None:
 
 
 def with_names_of_responses(error: FieldError) -> FieldError:
-    """Return an error about a field of a chat under the name that the field has in ``/v1/responses``."""
+    """Return an error about a chat's field with the name that the field has in ``/v1/responses``."""
     name = error.param or ""
     for pattern, here in _NAMES_HERE.items():
         name = re.sub(pattern, here, name)
@@ -59,7 +59,7 @@ def with_names_of_responses(error: FieldError) -> FieldError:
 
 
 def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
-    """Return a request as a chat; raise a FieldError if it cannot have the log-probabilities that it asks for."""
+    """Convert a request to a chat; raise a FieldError if it cannot have the log-probabilities that it requests."""
     logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{fields.LOGPROBS}"].', "top_logprobs")
@@ -81,13 +81,13 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
 
 
 def repeated_fields(body: fields.ResponseRequest) -> dict[str, bytes]:
-    """Return what an answer repeats of its request, by field, encoded here so that the event loop need not do it."""
+    """Return the request's fields that the answer repeats, as JSON: encoding them here spares the event loop."""
     given = {name: getattr(body, name, None) for name in DEFAULTS}
     return {name: msgspec.json.encode(value) for name, value in given.items() if value is not None}
 
 
 def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
-    """Return the input as messages of a chat; calls join the assistant's message right before them, or begin one."""
+    """Convert the input to messages of a chat; calls join an assistant's message right before them, or a new one."""
     out = [] if body.instructions is None else [fields.Message(role="system", content=body.instructions)]
     items = body.input
     for item in [fields.InputMessage(role="user", content=items)] if isinstance(items, str) else items:
@@ -104,7 +104,7 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
 
 
 class ResponseAnswer(Answer):
-    """Builds the answer of ``/v1/responses``, or its events, from the text and the calls of a chat."""
+    """Builds an answer of ``/v1/responses``, or its events, from the text and the calls of a chat."""
 
     end_of_stream = b""  # the type of the last event marks the end
 
@@ -115,7 +115,7 @@ class ResponseAnswer(Answer):
         self._response = {**DEFAULTS, **repeated, "id": self.id, "object": "response", "model": model}
         self._response |= {"created_at": created, "status": "in_progress"}
         self._output: list[dict[str, Any]] = []  # items; all but the last are complete
-        self._number = -1  # of the last event
+        self._number = -1  # sequence number of the last event
 
     def whole(self) -> dict[str, Any]:
         reason = {"reason": "max_output_tokens"} if self._response["status"] == "incomplete" else None
@@ -175,7 +175,7 @@ class ResponseAnswer(Answer):
         return [*begun, self._event("content_part.added", content_index=0, part=part)]
 
     def _begin(self, prefix: str, **item: Any) -> Events:
-        """Begin an item, which ends the one before."""
+        """Begin an item of the output, after ending the previous one."""
         ended = self._end_item("completed") if self._output else []
         self._output.append({"id": prefix + secrets.token_hex(16), "status": "in_progress", **item})
         return [*ended, self._event("output_item.added", item=self._output[-1])]

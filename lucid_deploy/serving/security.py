@@ -1,4 +1,4 @@
-"""Who may send requests: API keys, and the host names that a server without keys on a loopback address answers to."""
+"""Access control: API keys and, for servers without keys on a loopback address, the allowed host names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lucid_deploy.errors import LucidError
 
 
 class ApiKeys(tuple[bytes, ...]):
-    """The known keys as SHA-256 digests; without any, everyone may send requests."""
+    """The known keys as SHA-256 digests; if there are none, everyone may send requests."""
 
     __slots__ = ()
 
     def identify(self, authorization: str | None) -> str | None:
         """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if it has no known key.
 
-        The result is empty where everyone may send requests. The time of the check tells nothing about the keys.
+        The result is empty if there are no keys. The time of the check reveals nothing about the keys.
         """
         if not self:
             return ""
@@ -31,20 +31,20 @@ class ApiKeys(tuple[bytes, ...]):
 
 
 def cache_owner(key: str, salt: str) -> str:
-    """Return the owner of the prefixes that a request stores: a digest of its key and salt, empty if it has neither."""
+    """Return the owner of a request's stored prefixes: a digest of its key and salt, empty if it has neither."""
     return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
 
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
-    """Read a file of keys, one a line; ``#`` begins a comment line. Raise a LucidError if it is wrong or has no key."""
+    """Read a file with a key on each line or a comment after ``#``; LucidError if it is invalid or has no key."""
     keys = read_secrets(option, path)
     if not keys:
-        raise LucidError(f"{option} {path} has no keys; give at least one, one a line.")
+        raise LucidError(f"{option} {path} has no keys; write at least one, each on its own line.")
     return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys))
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the keys in a file, one a line; LucidError if unreadable, malformed or, on POSIX, readable by all."""
+    """Return the keys in a file, one per line; LucidError if unreadable, malformed or, on POSIX, readable by all."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8-sig").splitlines()
@@ -55,7 +55,7 @@ def read_secrets(option: str, path: str) -> list[str]:
     secrets = {number: line for number, line in enumerate(map(str.strip, lines), 1) if line and line[0] != "#"}
     for number, secret in secrets.items():
         if not secret.isascii() or not secret.isprintable() or " " in secret:
-            raise LucidError(f"{where}, line {number}: a key is printable ASCII without blanks.")
+            raise LucidError(f"{where}, line {number}: a key is printable ASCII without spaces.")
     return list(secrets.values())
 
 
@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 def host_allowed(header: str | None, names: frozenset[str]) -> bool:
     """Return whether a ``Host`` header is missing or has a loopback name or one of ``names``, against DNS rebinding."""
     if header is None:
-        return True  # HTTP/1.0; no browser
+        return True  # HTTP/1.0, which browsers do not use
     name = header.strip().lower()
     name = name[: name.rindex(":")] if ":" in name and not name.endswith("]") else name
     return is_loopback(name) or name in names

@@ -29,7 +29,7 @@ SPARE_CONNECTIONS = 100  # in addition to two for each generation that may run o
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that may wait in the kernel to be accepted
 ACCEPTED_AT_ONCE = 64  # per turn of the event loop; more could cut earlier connections before their requests are read
-ACCEPT_SECONDS = 0.05  # at shutdown, to accept connections that wait, before listeners close
+ACCEPT_SECONDS = 0.05  # at shutdown, to accept waiting connections before listeners close
 LINGER_SECONDS = 1.0  # at shutdown, for connected clients to send a request and be answered
 STEP_SECONDS = 5.0  # at shutdown, for the model's current step to end
 
@@ -41,7 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
         opened = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
-        remedy = "Choose another address of this machine with --host, or another port with --port, 0 for any."
+        remedy = "Choose another address of this machine with --host, or another port with --port (0: any free port)."
         raise LucidError(f"Port {port} on {host} cannot be used: {reason}. {remedy}") from error
     opened.setblocking(False)
     # Connections inherit TCP_NODELAY. asyncio sets it only for sockets made with proto=IPPROTO_TCP, and without it
@@ -51,7 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Handle SIGTERM, SIGINT and, unless it is ignored as under nohup, SIGHUP; return the previous handlers."""
+    """Install a handler of SIGTERM, SIGINT and, unless ignored (as by nohup), SIGHUP; return the previous handlers."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
@@ -60,7 +60,7 @@ def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr; a request's method and path are logged, its body and headers are not."""
+    """Log to stderr at ``level``: methods and paths of requests, but no bodies or headers."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # libraries log warnings and errors only
     log.setLevel(level.upper())
 
@@ -81,14 +81,14 @@ async def serve(
     ends the process with status 1 if the engine's thread does not stop within STEP_SECONDS.
     """
     limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
-    with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows has no such limit
+    with suppress(ImportError, ValueError):  # allow as many open files as the system does; Windows has no such limit
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     service.most_busy = engine.capacity + READ_AHEAD
     server = DrainingServer(service, engine, limits, grace, ready)
-    try:  # readers and the engine are stopped in any case, also if a signal interrupts the start
+    try:  # readers and the engine are always stopped, even if a signal interrupts the start
         await server.serve(sockets=[listener])
     finally:
         failed_to_load = engine.state == "dead" and not server.announced and not service.draining
@@ -128,7 +128,7 @@ class DrainingServer(uvicorn.Server):
         self.announced = False  # whether the model has loaded, and ``ready`` was called
         self._service, self._engine, self._limits = service, engine, limits
         self._grace, self._ready = grace, ready
-        self._signals, self._deadline = 0, math.inf  # signals so far; end of the grace, by time.monotonic
+        self._signals, self._deadline = 0, math.inf  # signals received; end of the grace period, by time.monotonic
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         handle_ends(self.handle_exit)  # SIGHUP, too

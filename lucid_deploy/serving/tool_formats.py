@@ -31,10 +31,10 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: tuple[str, ...]  # texts that a chat template of this format contains, all of them
     template_without: tuple[str, ...]  # texts that such a template does not contain
     trigger: str  # start of ``opening + call[0]``; text must not contain it (without ``text_before``: begin with it)
-    opening: str  # in front of the first call
+    opening: str  # before the first call
     call: tuple[str, str, str]
     between: str  # between two calls
-    closing: str  # behind the last call
+    closing: str  # after the last call
     several: bool  # whether an answer may have several calls
     text_before: bool  # whether text may come before the first call; else an answer is calls or text
     id_prefix: str  # what ids of calls begin with
@@ -59,11 +59,11 @@ def tool_format_of(template: str) -> ToolFormat | None:
 def tool_grammar(
     form: ToolFormat, schemas: Mapping[str, dict[str, Any]], must_call: bool, several: bool, trigger_token: int | None
 ) -> Constraint:
-    """Return the constraint on an answer that may call tools, or must; ``several``: whether it may have several calls.
+    """Return the constraint on an answer that may, or must, call tools.
 
     Args:
-        schemas: The JSON schemas of the arguments, by the tools' names; they must have been checked.
-        must_call: Whether the answer must be a call; otherwise it may also be text.
+        schemas: The JSON schemas of the arguments, already checked, by the tools' names.
+        must_call: Whether the answer must be a call; otherwise it may also be text. ``several`` allows several calls.
         trigger_token: The special token that spells the trigger; None if the vocabulary has none.
     """
     first = form.opening + form.call[0]
@@ -95,7 +95,7 @@ def tool_grammar(
 
 
 def _literal(text: str, form: ToolFormat, trigger_token: int | None) -> str:
-    """Return a text as the grammar spells it, each trigger replaced by ``trigger_token`` if there is one."""
+    """Return a text as literals of the grammar, each trigger replaced by ``trigger_token`` if there is one."""
     if trigger_token is None:
         return json.dumps(text, ensure_ascii=False) if text else ""
     parts = text.split(form.trigger)

@@ -1,4 +1,4 @@
-"""Split the text of an answer, as it comes, into content and tool calls."""
+"""Split the text of an answer, as it is generated, into content and tool calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lucid_deploy.serving.tool_formats import ToolFormat
 _LETTERS = string.ascii_letters + string.digits
 
 
-Delta = dict[str, Any]  # what is new in an answer, as ``delta`` in a chat stream's chunk: ``content``, ``tool_calls``
+Delta = dict[str, Any]  # new ``content`` and ``tool_calls``, in the form of ``delta`` in a chunk of a chat stream
 
 
 class ToolCallParser:
-    """Reads one answer. A grammar enforces the format, so calls are never malformed, but the last may be cut off.
+    """Parses one answer. A grammar enforces the format, so calls are never malformed, but the last may be cut off.
 
     The first delta of a call has its id and name; later ones have pieces of its arguments, which together are JSON.
 
@@ -34,17 +34,17 @@ class ToolCallParser:
 
     @property
     def has_whole_calls(self) -> bool:
-        """Whether there are calls, and the arguments of each are complete."""
+        """Whether there are calls, and the arguments of all of them are complete."""
         return self.calls > 0 and not self._in_arguments
 
     def push(self, text: str) -> Delta:
-        """Add text of the answer; return the content and calls that are certain now."""
+        """Add text of the answer; return the new content and calls, as far as they are certain."""
         self._buffer += text
         next(self._reading)
         return self._delta()
 
     def finish(self) -> Delta:
-        """Return content that is still buffered, but no part of a call; call it when no more text comes."""
+        """Return content that is still buffered, but no part of a call; call it at the end of the answer."""
         if self._in_content:
             self._shown += self._take(len(self._buffer))
         return self._delta()
@@ -60,7 +60,7 @@ class ToolCallParser:
         return taken
 
     def _read(self) -> Iterator[None]:
-        """Read the answer; yield where more text is needed."""
+        """Parse the answer; yield whenever more text is needed."""
         form = self._form
         yield from self._content()
         yield from self._skip(form.opening + form.call[0])
@@ -74,10 +74,10 @@ class ToolCallParser:
             self._new.append({"index": self.calls, "id": id, "type": "function", "function": called})
             self.calls += 1
             yield from self._arguments()
-            yield from self._skip(form.call[2] + form.between + form.call[0])  # waits for ever after the last call
+            yield from self._skip(form.call[2] + form.between + form.call[0])  # never ends after the last call
 
     def _content(self) -> Iterator[None]:
-        """Show text up to the trigger; buffer text that may become a trigger."""
+        """Emit text up to the trigger; buffer text that may become a trigger."""
         trigger, at_start = self._form.trigger, True
         while (place := self._buffer.find(trigger)) < 0 or not (self._form.text_before or (at_start and place == 0)):
             buffered = 0
@@ -91,10 +91,10 @@ class ToolCallParser:
         self._in_content = False
 
     def _arguments(self) -> Iterator[None]:
-        """Show arguments up to the bracket that ends their object."""
+        """Emit arguments up to the bracket that ends their object."""
         self._in_arguments, depth, in_text, escaped, place = True, 0, False, False, 0
         while self._in_arguments:
-            for place, sign in enumerate(self._buffer, 1):  # noqa: B007 (used behind the loop)
+            for place, sign in enumerate(self._buffer, 1):  # noqa: B007 (used after the loop)
                 if in_text:
                     escaped, in_text = sign == "\\" and not escaped, sign != '"' or escaped
                 elif sign == '"':

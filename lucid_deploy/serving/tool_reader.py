@@ -1,4 +1,4 @@
-"""Tools of a request: how the template shows them, and the constraint on the answer."""
+"""Read a chat request's tools: what the chat template gets, and the grammar that constrains the answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ToolUse:
 
     shown: list[dict[str, Any]]  # the tools as the template gets them
     form: ToolFormat  # how the answer writes calls
-    constraint: Constraint  # on the answer
+    constraint: Constraint  # grammar of the answer
     trigger_token: int | None  # the special token that spells the format's trigger; None if there is none
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return the use of a body's tools; None with no tools or ``tool_choice: none``. FieldError if they are wrong."""
+    """Return how a request uses its tools, None without tools or with ``tool_choice: none``; FieldError if invalid."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -39,7 +39,7 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
     except LucidError as error:
         raise FieldError(f"tools: {error}", "tools", "unsupported_parameter") from error
     if form is None:
-        message = "tools: the model's chat template supports none, or writes calls in a format unknown to this server."
+        message = "tools: the model's chat template does not support tools, or its format of calls is unknown here."
         raise FieldError(message, "tools", "unsupported_parameter")
     schemas = _schemas(tools)
     if isinstance(choice, ToolChoice):
@@ -62,7 +62,7 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
 
 
 def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
-    """Return the JSON schemas of the tools' arguments by name; raise a FieldError for tools that are wrong."""
+    """Return the JSON schema of each tool's arguments, by the tool's name; raise a FieldError for invalid tools."""
     found: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"

@@ -60,7 +60,7 @@ def test_a_companion_that_is_no_file_is_refused(refused_export: Refused, make_ch
         path.parent.mkdir(exist_ok=True)
         for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)):
             make(path)
-            assert f"{path} is no file. Replace or remove it." in refused_export(checkpoint)
+            assert f"{path} is not a file. Replace or remove it." in refused_export(checkpoint)
             path.rmdir() if path.is_dir() else path.unlink()
 
 

@@ -102,7 +102,7 @@ def test_arrays_of_another_model_are_named() -> None:
     check_arrays([(rows, rows), (state,)], layout, 1, 6)  # without the scales
     for given, said in (
         ([(rows, rows)], "has 1 layers, this model 2"),
-        ([(rows, rows), (state, state)], "Layer 1 of the given cache has 2 tensors, this model keeps recurrent_state"),
+        ([(rows, rows), (state, state)], "Layer 1 of the given cache has 2 tensors, this model caches recurrent_state"),
         ([(rows, rows[:, :1]), (state,)], r"value of layer 0 in the given cache has shape \(1, 1, 6, 4\)"),
         ([(rows, rows), (state[..., :4],)], r"recurrent_state of layer 1 .* shape \(1, 2, 3, 4\), .* \(1, 2, 3, 5\)"),
     ):

@@ -123,7 +123,7 @@ def test_a_chat_and_its_probabilities(visitor: Visitor, start: Start, artifacts:
     )
     visitor.page.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
     visitor.wait("find('token-info').textContent.startsWith('“blue” ')")
-    assert "; instead “" in visitor.text("token-info")
+    assert "; alternatives: “" in visitor.text("token-info")
 
 
 def test_a_stream_is_stopped(visitor: Visitor, start: Start, artifacts: dict[str, Path]) -> None:  # noqa: F811

@@ -174,7 +174,7 @@ def test_chats_are_the_same(artifact: Artifact, checkpoint: Path, session: Sessi
     assert ours.tokenizer_name == LucidLM(artifact, session=session).tokenizer_name != plain.tokenizer_name
     with pytest.raises(LucidError, match="no chat template: leave apply_chat_template out"):
         plain.apply_chat_template(messages)
-    with pytest.raises(LucidError, match="have no names: give True, not 'rag'"):
+    with pytest.raises(LucidError, match="cannot be chosen by name: pass True, not 'rag'"):
         plain.chat_template("rag")
 
 

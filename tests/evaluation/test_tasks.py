@@ -110,7 +110,7 @@ def test_tokenizers_without_the_words(letters: TextTokenizer, oracle: Oracle) ->
             return ""
 
     for make in (recall_task, lambda tokenizer: needles_task(tokenizer, 512)):
-        with pytest.raises(LucidError, match="tokenizer cannot write"):
+        with pytest.raises(LucidError, match="tokenizer cannot encode"):
             make(Deaf())
     task = recall_task(letters, 30)
     session = oracle({q.prompt: f" {q.answer}. and so on" for q in task.questions}, letters, vocab=260)

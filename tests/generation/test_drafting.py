@@ -211,7 +211,7 @@ def test_a_draft_model_with_another_tokenizer_is_refused(exported, tmp_path):
 
 
 def test_a_draft_model_whose_cache_cannot_be_cut_back_is_refused(exported):
-    with pytest.raises(LucidError, match=r"cannot draft: layer 2 .window. keeps the last 9 tokens only"):
+    with pytest.raises(LucidError, match=r"cannot draft: layer 2 .window. keeps only the last 9 tokens"):
         check_draft(exported()[1], exported(**MIXED)[1])
 
 

@@ -113,7 +113,7 @@ def change(adapter: Path, **keys: Any) -> None:
         ({"a_new_method": {"on": True}}, "a_new_method"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),
         ({"r": 5}, "says rank 5"),
-        ({"rank_pattern": {"(": 4}}, "no regular expression"),
+        ({"rank_pattern": {"(": 4}}, "not a regular expression"),
         ({"lora_alpha": "8"}, "lora_alpha"),
     ],
 )
@@ -131,9 +131,9 @@ def test_other_methods_are_refused_by_name(made: tuple[Path, Path], keys: dict[s
         ("missing", "safe_serialization=True"),
         ("infinite", "not finite"),
         ("half", "only one of the two matrices"),
-        ("unknown", "of no kind that is supported"),
+        ("unknown", "not of a supported kind"),
         ("other names", "changes weights that .* does not have: model.layers.7"),
-        ("other shape", r"is \[144, 64\] there and \[152, 64\] here"),
+        ("other shape", r"is \[144, 64\] in the model and \[152, 64\] in the adapter"),
     ],
 )
 def test_damaged_adapters_are_refused(made: tuple[Path, Path], damage: str, said: str) -> None:

@@ -106,7 +106,7 @@ def test_only_the_head_of_a_tied_pair_may_be_stored(make_checkpoint: MakeCheckpo
     assert "model.embed_tokens.weight" not in load_file(path)
     opened = Checkpoint(checkpoint)
     assert torch.equal(load_model(opened).model.embed_tokens.weight, model.model.embed_tokens.weight)
-    assert opened.notes == ("lm_head.weight is stored and model.embed_tokens.weight is not: tied, it is both.",)
+    assert opened.notes == ("lm_head.weight is stored and model.embed_tokens.weight is not: it is used as both.",)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_end_tokens_of_both_files(
         (checkpoint / "generation_config.json").write_text(json.dumps(named))
     opened = Checkpoint(checkpoint)
     assert opened.config.eos_token_ids == ends
-    assert [note for note in opened.notes if "transformers goes on" in note] == list(opened.notes)
+    assert [note for note in opened.notes if "transformers continues" in note] == list(opened.notes)
     assert len(opened.notes) == (said is not None) and all(said in note for note in opened.notes)
     given = GenerationConfig.from_pretrained(checkpoint).eos_token_id if named is not None else [1, 2]
     theirs = {given} if isinstance(given, int) else set(given or ())

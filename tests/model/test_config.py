@@ -64,7 +64,7 @@ def test_a_token_outside_of_the_vocabulary_is_refused(key: str) -> None:
         ({"attention_type": "lucid", "key_scaling_exp": False}, "key_scaling_exp is False"),
         ({"attention_type": "lucid_path"}, "attention_type 'lucid_path'"),
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling 'longrope'"),
-        ({"rope_scaling": {"type": "su", "factor": 4.0}}, "llama3. It switches between two sets of angles"),
+        ({"rope_scaling": {"type": "su", "factor": 4.0}}, "llama3. It switches its frequencies at some text length"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "alpha": 2}}, "alpha is 2"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),

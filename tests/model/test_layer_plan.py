@@ -50,7 +50,7 @@ def test_layers_are_named_in_two_ways(changes: dict[str, Any], kinds: tuple[str,
         ({"lucid_layers": [-1]}, "`$.lucid_layers[0]`"),
         ({"lucid_layers": 1}, "`$.lucid_layers`"),
         ({"sliding_window": 5}, "sliding_window is 5, which changes"),
-        ({"lucid_layers": [1], "layer_kinds": ["lucid", "lucid"]}, "layer_kinds and layer_types or lucid_layers"),
+        ({"lucid_layers": [1], "layer_kinds": ["lucid", "lucid"]}, "layer_kinds cannot be combined with"),
         ({"attention_type": "llama", "lucid_layers": [1]}, "lucid_layers is [1], which changes"),
     ],
 )

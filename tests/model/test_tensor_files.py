@@ -130,7 +130,7 @@ def test_a_single_file_beside_shards_is_refused(make_checkpoint: MakeCheckpoint)
     tensors = stored(checkpoint)
     weight_map = shard(checkpoint)
     save_file({name: tensor * 2 for name, tensor in tensors.items()}, checkpoint / "model.safetensors")
-    assert f"{checkpoint} has model.safetensors and, by {INDEX}, other shards" in refusal(checkpoint)
+    assert f"{checkpoint} has model.safetensors, but {INDEX} lists other shards" in refusal(checkpoint)
     write_index(checkpoint, dict.fromkeys(weight_map, "model.safetensors"))
     assert torch.equal(parameters(checkpoint)[Q_PROJ], tensors[Q_PROJ] * 2)
 

@@ -121,7 +121,7 @@ def test_too_many_tokens_and_wrong_masks_are_refused(exported, ids, mask, messag
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
-        ({}, MIXED, "layer 2 .window. keeps the last 9 tokens only"),
+        ({}, MIXED, "layer 2 .window. keeps only the last 9 tokens"),
         ({"cache": "static", "opset": 23}, {}, "export without --opset 23"),
     ],
 )

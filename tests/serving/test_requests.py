@@ -211,7 +211,7 @@ def test_tokens_outside_the_model_s_vocabulary_are_refused(tmp_path: Path) -> No
             "x 9 generations are too many: at most 160",
             "top_logprobs",
         ),
-        ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template supports none", "tools"),
+        ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template does not support tools", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],
 )

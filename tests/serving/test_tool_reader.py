@@ -86,7 +86,7 @@ def test_the_format_is_that_of_the_template_for_tools(tokenizer: TextTokenizer) 
     for texts in ({"default": plain, "tool_use": TEMPLATES["hermes"]}, {"default": TEMPLATES["hermes"], "rag": other}):
         use = tool_use_of(read(tools=[TIME]), templates(**texts), tokenizer)
         assert use is not None and use.form.name == "hermes"
-    with pytest.raises(FieldError, match="template supports none"):
+    with pytest.raises(FieldError, match="template does not support tools"):
         tool_use_of(read(tools=[TIME]), templates(default=TEMPLATES["hermes"], tool_use=plain), tokenizer)
     with pytest.raises(FieldError, match=r"called tool_use or default; the model has extra, rag\.") as caught:
         tool_use_of(read(tools=[TIME]), templates(rag=plain, extra=other), tokenizer)

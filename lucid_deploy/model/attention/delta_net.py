@@ -1,11 +1,11 @@
-"""Layers of the delta rule (arXiv 2406.06484) and of the gated delta rule (arXiv 2412.06464).
+"""DeltaNet layers (arXiv 2406.06484) and gated DeltaNet layers (arXiv 2412.06464).
 
     S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = S_tᵀ q_t / √D
 
-Queries, keys and values go through a short causal convolution, if there is one, and silu; queries and keys are then
-scaled to unit length. β is the sigmoid of a projection, or 1 without one, and may be doubled. α is 1 in the plain rule,
-and exp(−exp(A) softplus(a + b)) in the gated one, with a projection a and weights A (``A_log``) and b (``dt_bias``).
-Each head's output is normed and, if there is a gate, multiplied by a function of a projection of the layer's input.
+Queries, keys and values go through an optional short causal convolution and silu; queries and keys are then scaled to
+unit norm. β is the sigmoid of a projection, or 1 without one, and may be doubled. α is 1 in DeltaNet, and
+exp(−exp(A) softplus(a + b)) in gated DeltaNet, with a projection a and weights A (``A_log``) and b (``dt_bias``).
+Each head's output is normed and, with an output gate, multiplied by a function of a projection of the layer's input.
 
 Shapes: B batch, N new tokens, HK/H key/value heads, D/E key/value width, C hidden, K kernel, W convolved channels.
 """
@@ -39,10 +39,10 @@ class ShortConvolution(nn.Module):
 
 
 class DeltaNet(Mixer):
-    """A layer of the plain delta rule, without decay.
+    """A DeltaNet layer: the delta rule without decay.
 
-    The cache is the last K − 1 inputs of the convolutions, ``(B, W, K − 1)``, where the layer has any, and the state
-    ``(B, H, D, E)``.
+    The cache is the last K − 1 inputs of the convolutions, ``(B, W, K − 1)``, if the layer has convolutions, and the
+    state ``(B, H, D, E)``.
     """
 
     def __init__(self, config: LucidConfig, settings: DeltaSettings, implementation: str) -> None:
@@ -84,7 +84,7 @@ class DeltaNet(Mixer):
 
         Args:
             valid: Which columns hold a token, bool ``(B, N)``; None: all.
-            order: How the columns were ordered, and how many tokens each row has; None: all have N, or N is 1.
+            order: The permutation that moved padding last, and each row's token count; None: no padding, or N is 1.
         """
         batch, n, _ = x.shape
         settings = self.settings
@@ -94,7 +94,7 @@ class DeltaNet(Mixer):
             mixed, inputs = self.convolve(mixed, past[0], valid, order)
             present = (inputs,)
         work = compute_dtype(x.dtype)
-        mixed = precise_silu(mixed.to(work))  # precise, because heads are normed however small they are
+        mixed = precise_silu(mixed.to(work))  # precise, because scaling to unit norm amplifies errors of small heads
         q, k, v = mixed.split([settings.key_channels, settings.key_channels, settings.value_channels], dim=2)
         query, key = (self._key_heads(each, settings).to(x.dtype) for each in (q, k))  # (B, H, N, D)
         value = v.view(batch, n, settings.value_heads, settings.value_width).transpose(1, 2).to(x.dtype)
@@ -137,7 +137,7 @@ class DeltaNet(Mixer):
         return convolved, last.transpose(1, 2).to(past.dtype)
 
     def _key_heads(self, x: Tensor, settings: DeltaSettings) -> Tensor:
-        """Split ``(B, N, HK·D)`` into heads of norm 1, repeated for value heads that share one: ``(B, H, N, D)``."""
+        """Split ``(B, N, HK·D)`` into unit-norm heads, repeated for value heads that share one: ``(B, H, N, D)``."""
         batch, n, _ = x.shape
         heads = x.view(batch, n, settings.key_heads, settings.key_width).transpose(1, 2)  # (B, HK, N, D)
         unit = heads * torch.rsqrt((heads * heads).sum(-1, keepdim=True) + L2_EPS)
@@ -156,7 +156,7 @@ class DeltaNet(Mixer):
         return beta * 2 if self.settings.negative_eigenvalues else beta
 
     def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return log α, ``(B, N, H)``, for tokens ``x``, ``(B, N, C)``: 0."""
+        """Return log α, ``(B, N, H)``: 0, because the plain delta rule has no decay."""
         return torch.zeros_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
@@ -168,7 +168,7 @@ class DeltaNet(Mixer):
 
 
 class GatedDeltaNet(DeltaNet):
-    """A layer of the gated delta rule: every head's state decays by a factor computed from the token."""
+    """A gated DeltaNet layer: each head's state decays by a factor computed from the token."""
 
     def __init__(self, config: LucidConfig, settings: DeltaSettings, implementation: str) -> None:
         super().__init__(config, settings, implementation)
@@ -204,7 +204,7 @@ def last_columns(mask: Tensor, count: int) -> Tensor:
 
 
 def token_order(new: Tensor) -> TokenOrder:
-    """Return the order that puts tokens before padding; ``new``, bool ``(B, N)``, is False at padding."""
+    """Return the permutation that moves padding last; ``new``, bool ``(B, N)``, is False at padding."""
     n = new.shape[1]
     number = new.to(torch.int64).cumsum(1)  # (B, N): tokens up to here
     count = number[:, -1:]  # (B, 1)
@@ -215,7 +215,7 @@ def token_order(new: Tensor) -> TokenOrder:
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
+    """Gather along axis 1, for each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
     batch, count, width = rows.shape
     # Indexing the rows of one matrix exports as Gather; runtimes restrict GatherElements.
     first = torch.arange(batch, device=rows.device)[:, None] * count

@@ -1,4 +1,4 @@
-"""What attention layers have in common: projections, rotary positions, and the cache of keys and values."""
+"""The base class of attention layers: projections, rotary positions, and the cache of keys and values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 class GroupedQueryAttention(Mixer):
     """Grouped-query attention over cached keys and values; subclasses define which values are cached.
 
-    In a model class of transformers, this module has no projections: the class calls :meth:`mix` with their results.
+    In a transformers model class, this module has no projections: the class calls :meth:`mix` with its own.
 
     Attributes:
-        sinks: A score for each query head, ``(H,)``, that the softmax counts beside those of the tokens; set before
-            each call by classes whose attention has them.
+        sinks: Attention sinks ``(H,)``: one extra score per query head in the softmax; None: none. A transformers
+            class that has sinks sets them before each call.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
     width, M rows of a static cache's buffers.
@@ -49,7 +49,7 @@ class GroupedQueryAttention(Mixer):
             self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T or M, ·)``."""
+        """Attend; return the output ``(B, N, C)`` and the updated cache, ``(B, KV, T or M, ·)`` each."""
         o, present = self.mix(*self.project(x, step), step, past)
         return self.o_proj(o.transpose(1, 2).reshape(*x.shape[:2], -1)), present
 
@@ -57,7 +57,7 @@ class GroupedQueryAttention(Mixer):
         """Compute attention for new tokens from their queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)``.
 
         Returns:
-            The output ``(B, H, N, D)``, and the cache with the new rows, ``(B, KV, T or M, ·)`` each.
+            The output ``(B, H, N, D)``, and the updated cache, ``(B, KV, T or M, ·)`` each.
         """
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
@@ -66,7 +66,7 @@ class GroupedQueryAttention(Mixer):
         o, y, values = self.attend(q, k, v, keys, k_past, y_past, step)
         present: LayerCache = (keys, values)
         stored = zip(past, self.codec.encode(k, y), strict=True)
-        if step.cache_length is not None:  # drafts: attention read the whole buffers, whose unused rows are masked
+        if step.cache_length is not None:  # draft tokens: attention read whole buffers, with unused rows masked
             present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
         elif not self.codec.exact:
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
@@ -75,7 +75,7 @@ class GroupedQueryAttention(Mixer):
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.
 
-        Keys are as the cache holds them: rotated and normed, as the configuration says.
+        Queries and keys are rotated, then normed, if the configuration says so; keys are cached in this form.
         """
         batch, n, _ = x.shape
         d = self.config.head_dim
@@ -121,7 +121,7 @@ class GroupedQueryAttention(Mixer):
             k: Key of the new token ``(B, KV, 1, D)``.
             v: Value of the new token ``(B, KV, 1, D)``.
             past: The buffers.
-            mask: Bool ``(B, M + 1)``: which rows hold a token, the last column for the new one.
+            mask: Bool ``(B, M + 1)``: which rows of the buffers hold a token; the last column is the new token's.
             cache_length: Int64 ``(B,)``: the row to write.
 
         Returns:

@@ -1,7 +1,7 @@
-"""Standard attention over the last W tokens, whose cache is a ring of at most W rows, however long the context is.
+"""Sliding-window attention: standard attention over the last W tokens, with a ring of at most W rows as the cache.
 
-A token sees itself and the W − 1 tokens before it. Tokens are counted, not columns: padding does not push tokens out of
-the ring, so every row of a batch gets the result that it would get alone.
+A token attends to itself and the W − 1 tokens before it. Only tokens count: padding never pushes tokens out of the
+ring, so each row of a batch gets the result that it would get alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lucid_deploy.model.mixer import LayerCache, Step
 
 @dataclasses.dataclass(frozen=True)
 class TokenColumns:
-    """Which token stands in each column of one call: first the R rows of the ring, then the N new columns."""
+    """The token in each column of one call: first the R rows of the ring, then the N new columns."""
 
     # the number of the token in each column, int64 (B, R + N): 0 is the ring's newest, 1 the first new one; padding
     # among the new columns repeats the number before it
@@ -28,11 +28,11 @@ class TokenColumns:
 def number_columns(
     mask: Tensor | None, batch: int, rows: int, n: int, window: int, device: torch.device
 ) -> TokenColumns:
-    """Number the columns of a call by their tokens: R rows of the ring, and N new columns.
+    """Number the tokens in the columns of a call: R rows of the ring, then N new columns.
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
-        rows: R, the number of columns so far, but at most W.
+        rows: R, the ring's number of rows, at most W.
     """
     ring = torch.arange(rows, device=device) - rows + 1  # (R,): … −1, 0
     if mask is None:
@@ -46,17 +46,17 @@ def number_columns(
 
 
 def newest_columns(valid: Tensor, window: int) -> Tensor:
-    """Return the columns of the newest W tokens, in order (after zeros), int64 ``(B, R')``; R' = min(R + N, W)."""
+    """Return the columns of the last W tokens in order, zero-padded in front: int64 ``(B, R')``, R' = min(R + N, W)."""
     batch, total = valid.shape
-    later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
-    place = torch.where(valid, -later + total, total)  # where each goes; padding past the end, to be dropped
+    later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from this column on
+    place = torch.where(valid, -later + total, total)  # the target column; padding goes past the end and is dropped
     source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
     source = source.scatter(1, place, torch.arange(total, device=valid.device).expand(batch, total))  # (B, R + N + 1)
     return source[:, :total][:, -window:]
 
 
 def select_columns(rows: Tensor, source: Tensor) -> Tensor:
-    """Return the ring ``(B, KV, R', ·)`` after a call: rows ``source`` of all rows, ``(B, KV, R + N, ·)``."""
+    """Gather the next ring ``(B, KV, R', ·)``: the rows ``source``, ``(B, R')``, of ``rows``, ``(B, KV, R + N, ·)``."""
     batch, heads, total, width = rows.shape
     # Indexing the rows of one matrix exports as Gather; runtimes restrict GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
@@ -65,9 +65,9 @@ def select_columns(rows: Tensor, source: Tensor) -> Tensor:
 
 
 def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, cut to its last W rows.
+    """Append one row to a ring ``(B, KV, R, ·)``, and keep the last W rows.
 
-    ``new``, bool ``(B, 1)``, is False at padding, for which zeros are added in front instead; None: no padding.
+    Where ``new``, bool ``(B, 1)``, is False (padding), a zero row is added in front instead; None: no padding.
     """
     moved = torch.cat([ring, row], dim=2)[:, :, -window:]
     if new is None:
@@ -77,10 +77,10 @@ def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tens
 
 
 class WindowAttention(StandardAttention):
-    """Grouped-query softmax attention of each token over itself and the W − 1 tokens before it."""
+    """Grouped-query sliding-window attention: each token attends to itself and the W − 1 tokens before it."""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Attend with a ring as the cache, whether the caches of other layers grow or are static."""
+        """Attend with a ring as the cache, in growing and in static caches alike."""
         batch, n = q.shape[0], q.shape[2]
         window = self.config.sliding_window
         assert window is not None
@@ -101,7 +101,7 @@ class WindowAttention(StandardAttention):
 
 
 def visible(at: TokenColumns, n: int, window: int) -> Tensor:
-    """Return which columns new tokens see, bool ``(B, N, R + N)``; padding sees itself, to keep its softmax finite."""
+    """Return the attention mask, bool ``(B, N, R + N)``; padding sees itself, to keep its softmax finite."""
     total = at.counts.shape[1]
     distance = at.counts[:, total - n :, None] - at.counts[:, None]  # (B, N, R + N)
     column = torch.arange(total, device=at.counts.device)

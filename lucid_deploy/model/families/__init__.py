@@ -1,4 +1,4 @@
-"""Families of models: the differences of their ``config.json``, tensors and layers from Llama's.
+"""Model families: how their ``config.json``, tensors and layers differ from Llama's.
 
 To add a family, pass a :class:`Family` to :func:`register_family`, or name it in an installed package under the entry
 point group ``lucid_deploy.families`` by its ``model_type``.
@@ -35,7 +35,7 @@ families = _REGISTRY.names  # the model_type of every family, built-in ones firs
 def family_of(raw: dict[str, Any]) -> Family | None:
     """Return the family of a ``config.json``; None for an unknown ``model_type``.
 
-    Without ``model_type`` it is the family that has a class in ``architectures``, or Llama if none has.
+    Without ``model_type`` it is the first family with a class in ``architectures``, or Llama if there is none.
     """
     kind = raw.get("model_type")
     if kind is not None:

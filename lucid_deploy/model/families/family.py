@@ -1,4 +1,4 @@
-"""The base class of families, whose defaults are Llama's."""
+"""The base class of model families; its defaults are Llama's."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class StoredParameter:
     """Where a parameter of the model is stored in a checkpoint."""
 
     name: str  # the stored tensor
-    # the parameter's first row, and the row after its last, in a tensor of several fused parameters; None: all rows
+    # first and past-the-end row of the parameter in a tensor of several fused parameters; None: all rows
     rows: tuple[int, int] | None = None
     groups: int = 1  # number of equal parts of the tensor, to each of which rows applies
-    plus: float = 0.0  # an offset that is added to the stored values: 1 for norms that scale by 1 + w
-    # names and shapes of the stored tensors that the parameter is joined from, such as one for each expert, unless the
-    # checkpoint stores it whole under name
+    plus: float = 0.0  # offset added to the stored values: 1 for norms that scale by 1 + w
+    # names and shapes of the stored tensors that the parameter is joined from, such as one per expert, if the
+    # checkpoint does not store it as one tensor called name
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
     join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None  # makes the parameter from the parts
 
@@ -41,10 +41,10 @@ class Family:
 
     Attributes:
         model_type: The ``model_type`` in ``config.json``.
-        architectures: The permitted classes in ``architectures``.
+        architectures: The class names allowed in ``architectures``.
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
         ignored: Further keys, which change no result of the family's code; any value is accepted.
-        linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
+        linear_kind: The kind of its ``linear_attention`` layers in ``layer_types``; empty: it has none.
         unused_tensors: Regular expressions for the names of stored tensors that its code ignores.
         about: One line for the table of supported models: the difference from Llama.
     """
@@ -63,7 +63,7 @@ class Family:
         return frozenset(self.keys.__struct_fields__)
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return ``config.json`` with the family's names of keys replaced by Llama's."""
+        """Return the content of ``config.json`` with the family's keys renamed to Llama's."""
         return raw
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
@@ -71,7 +71,7 @@ class Family:
         return [FULL] * layers
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """Return ``config``, which Llama's keys gave, completed from the family's own keys in the struct ``keys``."""
+        """Return ``config``, parsed from Llama's keys, completed from the family's own keys in the struct ``keys``."""
         return config
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:

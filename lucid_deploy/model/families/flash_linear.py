@@ -1,6 +1,6 @@
 """flash-linear-attention's models: DeltaNet (arXiv 2406.06484) and, with decay, gated DeltaNet (arXiv 2412.06464).
 
-They name tensors differently from Llama, and give MLP widths by a ratio; layers listed in ``attn`` use attention.
+Tensor names differ from Llama's, the MLP's width is given by a ratio, and the layers listed in ``attn`` use attention.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The object ``attn``: which layers attend to all tokens or over a window, and their shape."""
+    """The object ``attn``: which layers use full or sliding-window attention, and their shape."""
 
     layers: list[Whole]
     num_heads: Size
@@ -74,11 +74,11 @@ class FlashLinearFamily(Family):
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         (
-            # How, not what, is computed.
+            # They select kernels, and do not change results.
             "attn_mode",
             "fuse_norm",
             "fuse_swiglu",
-            # What training computes.
+            # They concern training only.
             "fuse_cross_entropy",
             "fuse_linear_cross_entropy",
             "use_l2warp",
@@ -92,7 +92,7 @@ class FlashLinearFamily(Family):
         if foreign:
             raise LucidError(
                 f"{where}: {foreign[0]} is {raw[foreign[0]]!r}, a key that models of the family {self.model_type} do "
-                "not have. Take it out, or correct model_type."
+                "not have. Remove it, or correct model_type."
             )
         keys: Any = checked(raw, self.keys, where)
         plain = {**raw, "rms_norm_eps": keys.norm_eps}
@@ -155,7 +155,7 @@ class FlashLinearFamily(Family):
 
 
 def attention_keys(given: Any, where: str) -> AttentionKeys | None:
-    """Return what ``attn`` says; None: no layer attends."""
+    """Return the checked settings in ``attn``; None: no layer uses attention."""
     if given is None or given == []:
         return None
     one = given[0] if isinstance(given, list) and len(given) == 1 else given
@@ -191,9 +191,7 @@ class _DeltaNet(FlashLinearFamily):
     architectures = ("DeltaNetForCausalLM",)
     keys = _DeltaKeys
     linear_kind = "delta"
-    about = (
-        "flash-linear-attention's layers of the delta rule; the layers in attn attend to all tokens or over a window"
-    )
+    about = "flash-linear-attention's DeltaNet layers; the layers listed in attn use full or sliding-window attention"
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
         widths = {
@@ -230,7 +228,7 @@ class _GatedDeltaNet(FlashLinearFamily):
     architectures = ("GatedDeltaNetForCausalLM",)
     keys = _GatedKeys
     linear_kind = "gated_delta"
-    about = "flash-linear-attention's layers of the gated delta rule; the layers in attn attend, as in delta_net"
+    about = "flash-linear-attention's gated DeltaNet layers; the layers listed in attn use attention, as in delta_net"
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
         values = keys.num_v_heads or keys.num_heads

@@ -1,7 +1,7 @@
-"""Kinds of layers: the cache of each, its operators and weights, and its PyTorch module.
+"""Kinds of layers: their caches, operators, weights and PyTorch modules.
 
-Describing a layer imports no torch: a kind imports its PyTorch module from :mod:`lucid_deploy.model.attention` in
-:meth:`LayerKind.mixer`.
+Describing a layer does not import torch: only :meth:`LayerKind.mixer` imports the PyTorch module, from
+:mod:`lucid_deploy.model.attention`.
 
 To add a kind, pass a :class:`LayerKind` to :func:`register_layer_kind`, or name it in an installed package
 under the entry point group ``lucid_deploy.layers``.
@@ -31,7 +31,7 @@ class LayerKind(ABC):
         """Describe one layer; ``cache_dtype``: ``int8``, ``fp8`` or a float type, such as the model's."""
 
     def words(self, config: LucidConfig) -> str:
-        """Return words for such layers, such as ``LUCID {}``; ``{}`` is replaced by ``layer`` or ``layers``."""
+        """Return a phrase for such layers, such as ``LUCID {}``; ``{}`` is replaced by ``layer`` or ``layers``."""
         return f"{{}} of kind {self.name}"
 
     @abstractmethod

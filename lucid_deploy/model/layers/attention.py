@@ -1,4 +1,4 @@
-"""Kinds of layers with queries, keys and values: LUCID, standard attention, and attention over a window."""
+"""Kinds of attention layers: LUCID, standard and sliding-window attention."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _QKV, _OUTPUT = ("q_proj", "k_proj", "v_proj"), "o_proj"
 
 
 def rows_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
-    """Return an attention layer's layout: rows of keys and values, and in int8 or fp8 rows of their scales."""
+    """Return the cache layout of an attention layer: rows of keys and values, and of their scales in int8 or fp8."""
     config = config.of_layer(index)
     return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
 
 
 def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
-    """Return the layout of a layer over a window: rings of the last W tokens' rows; raise a LucidError for fp8."""
+    """Return the cache layout of sliding-window attention: rings of the last W rows; raise a LucidError for fp8."""
     if cache_dtype == "fp8":  # a ring is updated with ONNX's Where, which takes no E4M3
         raise LucidError(
-            "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "
-            "model's type."
+            "Sliding-window layers do not support a cache in fp8. Choose --cache-dtype int8, or auto for the model's "
+            "type."
         )
     rows = rows_layout(config, index, cache_dtype)
     return tuple(
@@ -39,7 +39,7 @@ def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayou
 
 
 def projection_names(config: LucidConfig, index: int, attribute: str) -> tuple[str, ...]:
-    """Return the names of weights within a layer: projections, and norms of queries and keys."""
+    """Return the weight names of attention within a layer: projections, and norms of queries and keys."""
     if config.attention:
         return config.attention[index].weights
     biased = {*(_QKV if config.attention_bias else ()), *((_OUTPUT,) if config.attention_output_bias else ())}
@@ -67,7 +67,7 @@ class _Lucid(LayerKind):
             solves=True,
             diagonal=config.diagonal,
             eviction="with LUCID attention, Y of every later token was computed from their keys and values, so the "
-            "rest would not be the cache of the remaining text",
+            "remaining rows would not be the cache of the remaining text",
         )
 
     def words(self, config: LucidConfig) -> str:
@@ -105,7 +105,7 @@ class _Standard(LayerKind):
 
 
 class _Window(LayerKind):
-    """Standard attention over the last W tokens: the cache is a ring of at most W rows."""
+    """Sliding-window attention over the last W tokens: the cache is a ring of at most W rows."""
 
     name = "window"
 
@@ -114,7 +114,7 @@ class _Window(LayerKind):
             kind=self.name,
             cache=ring_layout(config, index, cache_dtype),
             weights=projection_names(config, index, self.attribute),
-            eviction="what lies before its window is dropped already",
+            eviction="tokens before its window are already dropped",
         )
 
     def words(self, config: LucidConfig) -> str:

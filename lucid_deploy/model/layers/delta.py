@@ -1,4 +1,4 @@
-"""The delta rule as a kind of layer: its cache is a state of fixed size, and the last inputs of its convolutions."""
+"""Kinds of DeltaNet layers: their cache is a state of fixed size, and the last inputs of the convolutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DeltaKind(LayerKind):
-    """Layers of the plain delta rule; the subclass for the gated rule lets the state decay."""
+    """DeltaNet layers; the subclass for gated DeltaNet adds the decay of the state."""
 
     name = "delta"
     attribute = "linear_attn"
@@ -30,7 +30,7 @@ class DeltaKind(LayerKind):
             weights=config.attention[index].weights
             if config.attention
             else weight_names(settings, self.attribute, decays=self.decays),
-            eviction="every token is mixed into a layer's state, and cannot be taken out again",
+            eviction="every token is mixed into a layer's state, and cannot be removed again",
         )
 
     def words(self, config: LucidConfig) -> str:

@@ -1,4 +1,4 @@
-"""Settings of layers of the delta rule, which ``layer_settings`` of a configuration gives by kind, for example:
+"""Settings of DeltaNet layers, given in a configuration's ``layer_settings`` by kind, for example:
 
 "layer_settings": {"delta": {"key_heads": 4, "value_heads": 4, "key_width": 64, "value_width": 64, "kernel": 4}}
 """
@@ -25,36 +25,36 @@ _Gate = Literal["none", "silu", "sigmoid"]
 
 
 class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The shape of a layer of the delta rule."""
+    """The architecture of a DeltaNet layer."""
 
     key_heads: Size  # heads of queries and of keys
-    value_heads: Size  # heads of values, each with a state; a multiple of key_heads. Consecutive ones share a key head.
+    value_heads: Size  # heads of values, each with a state: a multiple of key_heads; consecutive ones share a key head
     key_width: Size  # width of a query or key head
     value_width: Size  # width of a value head
-    kernel: _Kernel = 4  # how many tokens the short convolutions see, the newest included; 0: there are none
-    gate: _Gate = "none"  # the function of the output gate, silu or sigmoid; none: there is no gate
-    has_beta: bool = True  # whether β comes from the token; false: it is 1
-    # whether β is doubled, so that a step can reverse the sign of what the state holds for a key
+    kernel: _Kernel = 4  # kernel size of the short convolutions, in tokens; 0: no convolutions
+    gate: _Gate = "none"  # the activation of the output gate; none: no gate
+    has_beta: bool = True  # whether β is computed from the token; false: it is 1
+    # whether β is doubled, so that a step can reverse the sign of the value that the state holds for a key
     negative_eigenvalues: bool = False
 
     @property
     def key_channels(self) -> int:
-        """Width of the queries of all heads together, and of the keys."""
+        """Total width of the queries of all heads, and of the keys."""
         return self.key_heads * self.key_width
 
     @property
     def value_channels(self) -> int:
-        """Width of the values of all heads together."""
+        """Total width of the values of all heads."""
         return self.value_heads * self.value_width
 
     @property
     def channels(self) -> int:
-        """Number of channels of the short convolutions, which run over queries, keys and values side by side."""
+        """Number of channels of the short convolutions, over the concatenated queries, keys and values."""
         return 2 * self.key_channels + self.value_channels
 
 
 def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
-    """Return the checked settings of layers of a kind, ``delta`` or ``gated_delta``."""
+    """Return the validated settings of a kind of layer, ``delta`` or ``gated_delta``."""
     given = config.layer_settings.get(kind)
     where = f"layer_settings.{kind}"
     if not isinstance(given, dict):
@@ -70,7 +70,7 @@ def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
 
 
 def check_kernel(size: int, key: str, where: str) -> None:
-    """Refuse short convolutions over too few or too many tokens; ``key`` is the configuration's name of ``size``."""
+    """Raise a LucidError for an unsupported kernel size of short convolutions; ``key`` is its configuration key."""
     if not 2 <= size <= LARGEST_KERNEL:
         raise LucidError(
             f"{where}: {key} is {size}; short convolutions over 2 to {LARGEST_KERNEL} tokens are supported, the newest "
@@ -79,10 +79,10 @@ def check_kernel(size: int, key: str, where: str) -> None:
 
 
 def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) -> LayerLayout:
-    """Return the layout of a layer's cache: the last inputs of its convolutions, and the state of the recurrence.
+    """Return the layout of a layer's cache: the last inputs of its convolutions, and the recurrent state.
 
-    The inputs of the convolutions are kept in the type of cached rows, or in float32 if that is int8 or fp8: there are
-    few of them, and they have no scales.
+    The inputs of the convolutions are cached in ``cache_dtype``, or in float32 if that is int8 or fp8: they are small,
+    and have no scales.
     """
     shape = (settings.value_heads, settings.key_width, settings.value_width)
     wide = "float64" if cache_dtype == "float64" else state_dtype

@@ -1,1 +1,1 @@
-"""Checkpoints whose weights other tools have quantized: their settings, their layouts, and how weights are read."""
+"""Checkpoints quantized by other tools: read their settings, layouts and weights."""

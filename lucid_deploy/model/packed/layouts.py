@@ -1,12 +1,12 @@
-"""Layouts of quantized weights: how the parts of a weight lie in a checkpoint, and how to read them.
+"""Layouts of quantized weights: how a checkpoint stores the parts of a weight, and how to read them.
 
-Each layout is an instance of one of two classes, and says how the parts of a weight are named, typed and oriented:
+A layout says how the parts are named, typed and oriented. It is an instance of one of two classes:
 
 - :class:`IntegerLayout`: integers of 4 or 8 bits with scales and zero points, as AutoGPTQ, AutoAWQ and
   compressed-tensors store them;
 - :class:`FloatLayout`: values in E4M3 with scales.
 
-:mod:`lucid_deploy.model.packed.settings` makes instances from ``quantization_config``.
+:mod:`lucid_deploy.model.packed.settings` creates them from ``quantization_config``.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
-SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a single number
+SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a scalar
 # Tensor types, as safetensors spells them.
 FP8 = "F8_E4M3"
 _WORDS, _INDICES, _SCALES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
-AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # by output, the place of its value in AutoAWQ's words of eight values
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # for each output, its value's position in AutoAWQ's words of eight values
 
 
 class PackedLayout(ABC):
     """How one tool stores quantized weights.
 
     Attributes:
-        scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
+        scheme: The name of the quantization in an artifact: ``int4``, ``int8`` or ``fp8``.
         required: The parts that a weight must have, by the last component of their names: ``qweight``, ``scales``, …
         types: The supported types of each part, as safetensors spells them.
     """
 
     name: str  # the quant_method of config.json
-    bits: int  # bits of an element
-    inputs: InputRounding | None  # how the inputs of products are rounded; None: not at all
+    bits: int  # bits per element
+    inputs: InputRounding | None  # how inputs (activations) are rounded; None: not at all
     optional: tuple[str, ...] = ()  # parts that may be missing
 
     @property
@@ -60,7 +60,7 @@ class PackedLayout(ABC):
         """Return ``(out, in)`` of a weight from the shapes of its parts.
 
         Raises:
-            ValueError: They do not fit each other or the settings.
+            ValueError: The shapes contradict each other or the settings.
         """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class PackedLayout(ABC):
         """Return a weight from its parts.
 
         Raises:
-            ValueError: Their values are damaged, contradict each other, or are not supported.
+            ValueError: The values are damaged, contradict each other, or are not supported.
         """
 
 
@@ -79,18 +79,18 @@ class IntegerLayout(PackedLayout):
     name: str
     bits: int
     group_size: int  # inputs that share a scale; −1: a whole row
-    numbers: str  # name of the part with the quantized values, packed into int32, the first in the lowest bits
+    numbers: str  # name of the part with the quantized values, packed into int32, lowest bits first
     scale: str  # name of the scales
     zero: str  # name of the zero points; empty: every zero point is the middle of the range
     index: str = ""  # name of the part with each input's group; groups must be in order; empty: there is none
-    remedy: str = ""  # the setting that keeps the groups in order
-    ordered: bool = False  # whether only index says which inputs share a group
+    remedy: str = ""  # the quantizer's setting that keeps groups in order
+    ordered: bool = False  # whether index is required, because groups may be out of order
     size: str = ""  # name of the part that stores (out, in); empty: there is none
     transposed: bool = False  # whether parts are stored with the inputs first: (in, out), (groups, out)
-    along_outputs: bool = False  # whether a word has values of neighbouring outputs; otherwise of neighbouring inputs
-    places: tuple[int, ...] = ()  # by output, the place of its value in a word; empty: in order
+    along_outputs: bool = False  # whether a word packs consecutive outputs; otherwise consecutive inputs
+    places: tuple[int, ...] = ()  # for each output, its value's position in a word; empty: in order
     zeros_less_one: bool = False  # whether zero points are stored minus one
-    middle: bool = False  # whether the settings say that stored zero points are the middle of the range
+    middle: bool = False  # whether the settings say that every stored zero point is the middle of the range
     inputs = None
 
     @property
@@ -165,7 +165,7 @@ class IntegerLayout(PackedLayout):
                     "the format gptq_v2"
                 )
             zeros = zeros + 1
-        # Kernels for symmetric weights assume the middle of the range, others read the stored ones: both must agree.
+        # Kernels for symmetric weights assume the middle of the range, others read the zero points: both must agree.
         other = zeros[zeros != half]
         if self.middle and len(other):
             raise ValueError(
@@ -175,14 +175,14 @@ class IntegerLayout(PackedLayout):
         return zeros.contiguous()
 
     def _unpack_outputs(self, words: torch.Tensor) -> torch.Tensor:
-        """Unpack words ``(out·bits/32, n)``, each with values of neighbouring outputs, into uint8 ``(out, n)``."""
+        """Unpack words ``(out·bits/32, n)``, which pack consecutive outputs, into uint8 ``(out, n)``."""
         numbers = _unpack(words.mT, self.bits)  # (n, out)
         if self.places:
             numbers = numbers.unflatten(-1, (-1, len(self.places)))[..., list(self.places)].flatten(-2)
         return numbers.mT.contiguous()
 
     def _check_order(self, index: torch.Tensor | None, width: int, group: int) -> None:
-        """Raise ValueError unless the groups are runs of neighbouring inputs, in order."""
+        """Raise ValueError unless each group is a run of consecutive inputs, in order."""
         import torch
 
         if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
@@ -196,7 +196,7 @@ class FloatLayout(PackedLayout):
     """Weights in E4M3: ``weight`` ``(out, in)`` with a scale for each block."""
 
     name: str
-    block: tuple[int | None, int | None]  # rows and inputs that share a scale; None for one of them: all
+    block: tuple[int | None, int | None]  # rows and inputs that share a scale; None: all rows or all inputs
     scale: str  # name of the weight's scales
     input_scale: str | None  # name of the inputs' scale; None: it is not stored
     inputs: InputRounding | None
@@ -242,7 +242,7 @@ class FloatLayout(PackedLayout):
         return FloatWeight(weight.view(torch.uint8), scales, block, inputs)
 
     def _blocks(self, rows: int, width: int) -> tuple[int, int]:
-        """Return how many blocks a weight of this size has along its rows, and how many along its inputs."""
+        """Return the number of blocks of a weight along its rows and along its inputs."""
         high, wide = self.block
         return count_blocks(rows, high or rows), count_blocks(width, wide or width)
 
@@ -256,12 +256,12 @@ def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _group(width: int, size: int) -> int:
-    """Return how many inputs a group has in a row of ``width``; −1, or more than ``width``, means the whole row."""
+    """Return the number of inputs per group in a row of ``width``; −1, or more than ``width``, is the whole row."""
     return width if size == -1 else min(size, width)
 
 
 def _check_shapes(shapes: dict[str, Shape], expected: dict[str, list[Shape]]) -> None:
-    """Raise ValueError if a part has a shape that the settings do not allow; parts may be missing."""
+    """Raise ValueError if a part has a shape that the settings do not allow; missing parts are skipped."""
     for part, allowed in expected.items():
         if part in shapes and tuple(shapes[part]) not in allowed:
             wanted = " or ".join(str(list(shape)) for shape in allowed)

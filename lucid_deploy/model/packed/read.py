@@ -1,4 +1,4 @@
-"""Find out how a checkpoint is quantized, and which tensors of its files make up which weight."""
+"""Find out how a checkpoint is quantized, and which of its tensors are the parts of which weight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     """Separate the quantization settings from ``config.json``; LucidError if they are not supported.
 
     Returns:
-        The configuration of the model alone, and the layout of its quantized weights, None without any.
+        The configuration without them, and the layout of the quantized weights; None if there are no settings.
     """
     if (directory / MODELOPT_FILE).is_file():  # config.json of such a checkpoint may not mention quantization
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
@@ -44,7 +44,7 @@ def _layout_of(settings: Any, directory: Path) -> PackedLayout:
 def _unsupported(directory: Path, method: Any) -> str:
     return (
         f"{directory} is quantized by {method}, which is not supported; {', '.join(METHODS)} are. Use the checkpoint "
-        "that it was made from, or one of these."
+        "that it was quantized from, or one quantized by these."
     )
 
 
@@ -52,9 +52,9 @@ def _unsupported(directory: Path, method: Any) -> str:
 class PackedParts:
     """The stored tensors that make up one quantized weight, and how to read them."""
 
-    module: str  # the prefix of its parts' names
+    module: str  # the common prefix of the parts' names
     shape: tuple[int, int]  # (out, in)
-    names: dict[str, str]  # the tensors' names by the last component, qweight, scales, …
+    names: dict[str, str]  # the tensors' full names by their last component: qweight, scales, …
     layout: PackedLayout  # how to read them
 
     def read(self, tensor: Callable[[str], Any], where: Path) -> PackedWeight | FloatWeight:

@@ -1,15 +1,15 @@
-"""Read ``quantization_config``: which layout a checkpoint's quantized weights have.
+"""Read ``quantization_config``: get the layout of a checkpoint's quantized weights.
 
-Each method has a struct of the keys that are read, and a set of those that do not change what the stored values mean.
-Any other key might change their meaning, and is refused.
+Each method has a struct of the keys that are read, and a set of keys that do not change how weights are decoded. Any
+other key might, and is refused.
 
 - ``gptq`` (AutoGPTQ, gptqmodel): ``qweight`` int32 ``(in·bits/32, out)``; ``scales`` ``(groups, out)``; ``qzeros``
   int32 ``(groups, out·bits/32)``; ``g_idx`` int32 ``(in)``. The format ``gptq`` (the older one, the default) stores
-  zero points minus one, ``gptq_v2`` as they are. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and gptqmodel's
+  zero points minus one, ``gptq_v2`` unchanged. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and gptqmodel's
   ``convert_gptq_v1_to_v2_format_module``.
 - ``awq`` (AutoAWQ, version gemm): ``qweight`` int32 ``(in, out/8)`` and ``qzeros`` int32 ``(groups, out/8)``: a
   word holds the values of eight outputs, from the lowest bits up those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales``
-  ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. AWQ's scaling of inputs is in the weights already.
+  ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. The weights contain AWQ's scaling of inputs.
 - ``compressed-tensors``: ``pack-quantized`` has ``weight_packed`` int32 ``(out, in·bits/32)``, ``weight_scale``
   ``(out, groups)``, ``weight_shape`` and, where weights are not symmetric, ``weight_zero_point`` int32
   ``(out·bits/32, groups)``. ``float-quantized`` has ``weight`` E4M3 ``(out, in)``; ``weight_scale`` one number,
@@ -43,7 +43,7 @@ _Block = Annotated[list[_Side], msgspec.Meta(min_length=2, max_length=2)]
 def read_settings(
     settings: dict[str, Any], form: type[_Settings], ignored: Collection[str], where: str = "quantization_config"
 ) -> _Settings:
-    """Convert settings to a struct. None counts as absent; unknown keys, which might matter, raise ValueError."""
+    """Convert settings to a struct. None counts as absent; unknown keys raise ValueError."""
     given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
     unknown = sorted(given.keys() - set(form.__struct_fields__))
     if unknown:
@@ -60,7 +60,7 @@ def _group_size(size: int) -> int:
     return size
 
 
-# Keys of AutoGPTQ, gptqmodel and transformers that say how or which weights were quantized, or what computes with them.
+# Keys of AutoGPTQ, gptqmodel and transformers that say how or which weights were quantized, or select kernels.
 _GPTQ_IGNORED = frozenset(
     """
     act_group_aware backend batch_size block_name_to_quantize cache_block_outputs damp_auto_increment damp_percent
@@ -93,7 +93,7 @@ def gptq_layout(settings: dict[str, Any]) -> IntegerLayout:
     if given.is_marlin_format:
         raise ValueError("is_marlin_format is true, and the Marlin layout is not supported")
     if given.dynamic:
-        raise ValueError("dynamic, which gives layers settings of their own, is not supported")
+        raise ValueError("dynamic, which overrides the settings of some layers, is not supported")
     group = _group_size(given.group_size)
     return IntegerLayout(
         name="gptq",
@@ -111,7 +111,7 @@ def gptq_layout(settings: dict[str, Any]) -> IntegerLayout:
     )
 
 
-# gptqmodel writes its keys for AWQ too. Added here are AutoAWQ's, and those on which only GPTQ's layout depends.
+# gptqmodel writes its GPTQ keys for AWQ too. AutoAWQ's keys are added, and keys that change only GPTQ's layout.
 _AWQ_IGNORED = (_GPTQ_IGNORED - {"backend", "version"}) | {
     *("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse"),
     *("desc_act", "pack_dtype", "static_groups", "sym"),
@@ -133,13 +133,13 @@ class _Awq(msgspec.Struct, kw_only=True, frozen=True):
 def awq_layout(settings: dict[str, Any]) -> IntegerLayout:
     """Read the settings of AutoAWQ."""
     given = read_settings(settings, _Awq, _AWQ_IGNORED)
-    if given.backend == "llm-awq":  # with it, transformers reads another layout whatever the version
+    if given.backend == "llm-awq":  # then transformers reads another layout, whatever the version
         raise ValueError("backend llm-awq is not supported; AutoAWQ's gemm is")
     for version in (given.version, given.format, given.checkpoint_format):
         if version.lower() != "gemm":
             raise ValueError(f"version {version!r} is not supported; gemm is")
     if given.dynamic:
-        raise ValueError("dynamic, which gives layers settings of their own, is not supported")
+        raise ValueError("dynamic, which overrides the settings of some layers, is not supported")
     if not given.zero_point:
         raise ValueError("zero_point is false, for which the layout gemm has no tensors")
     return IntegerLayout(
@@ -195,18 +195,18 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
     """Read the settings of compressed-tensors."""
     given = read_settings(settings, _Compressed, _COMPRESSED_IGNORED)
     if given.kv_cache_scheme:
-        raise ValueError("kv_cache_scheme, which rounds the cache, is not supported")
+        raise ValueError("kv_cache_scheme, which quantizes the cache, is not supported")
     if given.transform_config.get("config_groups", given.transform_config):
         raise ValueError("transform_config, which rotates weights and inputs, is not supported")
     if given.sparsity_config.get("format", "dense") != "dense":
-        raise ValueError("sparsity_config stores weights with zeros left out, which is not supported")
+        raise ValueError("sparsity_config, which stores weights without zeros, is not supported")
     if len(given.config_groups) != 1:
         raise ValueError(f"it has {len(given.config_groups)} config_groups (ways to quantize a layer); 1 is supported")
     group = read_settings(next(iter(given.config_groups.values())), _Group, ("targets",), "config_groups")
     if group.format not in (None, given.format):
         raise ValueError(f"format {given.format!r} and that of config_groups, {group.format!r}, contradict each other")
     if group.output_activations:
-        raise ValueError("output_activations, which rounds the outputs of layers, is not supported")
+        raise ValueError("output_activations, which quantizes the outputs of layers, is not supported")
     weights = _numbers(group.weights, "weights")
     if weights.dynamic:
         raise ValueError("dynamic is true for the weights (scales at run time); only stored scales are supported")
@@ -214,8 +214,8 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
         return _compressed_floats(settings, weights, group.input_activations)
     if group.input_activations:
         raise ValueError(
-            "input_activations, which rounds the inputs of integer layers, is not supported. Checkpoints with "
-            "quantized weights alone (W4A16, W8A16) are"
+            "input_activations, which quantizes the inputs of integer layers, is not supported. Checkpoints that "
+            "quantize only weights (W4A16, W8A16) are"
         )
     return _compressed_integers(weights)
 
@@ -241,7 +241,7 @@ def _compressed_integers(weights: _Numbers) -> IntegerLayout:
         zero="" if weights.symmetric else "weight_zero_point",
         index="weight_g_idx",
         remedy="actorder static or none",
-        # "group", also spelled "dynamic" and true: weight_g_idx says which inputs share a group; else neighbours do.
+        # "group", also spelled "dynamic" and true: weight_g_idx maps inputs to groups; otherwise they are consecutive.
         ordered=weights.strategy == "group" and weights.actorder in ("group", "dynamic", True),
         size="weight_shape",
     )
@@ -281,7 +281,7 @@ def _check_float(numbers: _Numbers, where: str) -> None:
         raise ValueError(f"{where} of type {numbers.type} with {numbers.num_bits} bits{points}; only E4M3 is supported")
 
 
-# The method's name, and keys that say which layers are quantized, as the tensors' types show too.
+# The method's name, and keys for which layers are quantized, which the tensors' types show too.
 _FP8_IGNORED = frozenset(("ignored_layers", "modules_to_convert", "modules_to_not_convert", "quant_method"))
 _BLOCK_KEY = "weight_block_size"
 
@@ -300,7 +300,7 @@ def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
     """Read the settings of the method ``fp8``."""
     given = read_settings(settings, _Fp8, _FP8_IGNORED)
     if given.kv_cache_scheme:
-        raise ValueError("kv_cache_scheme, which rounds the cache, is not supported")
+        raise ValueError("kv_cache_scheme, which quantizes the cache, is not supported")
     size = given.weight_block_size
     fine_grained = _BLOCK_KEY in settings
     scale = "weight_scale_inv" if fine_grained else "weight_scale"
@@ -315,12 +315,12 @@ def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
 
 
 def _refuse_dequantize(settings: dict[str, Any], inputs: InputRounding | None) -> None:
-    """Refuse rounding of inputs beside a key that makes transformers skip it, because other programs ignore the key."""
+    """Raise ValueError for a key that makes transformers skip rounding of inputs, because other programs ignore it."""
     key = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
     if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
         raise ValueError(
-            f"{key}: transformers then leaves the inputs of layers as they are, other programs round them. Remove the "
-            "key; --quantize stored --activations float leaves inputs as they are"
+            f"{key}: transformers then does not quantize the inputs of layers, but other programs do. Remove the key; "
+            "export with --quantize stored --activations float for unquantized inputs"
         )
 
 

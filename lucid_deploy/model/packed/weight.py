@@ -1,4 +1,4 @@
-"""Weights of quantized checkpoints, whatever layout they are stored in."""
+"""Weights of quantized checkpoints, independent of the layout in which they are stored."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in integers: an element is (code − zero) · scale, with the zero point and the scale of its group."""
+    """An integer weight: each element is (code − zero) · scale, with the zero point and the scale of its group."""
 
     codes: torch.Tensor  # uint8 (out, in), 0 to 2^bits − 1
     zeros: torch.Tensor  # zero points, uint8 (out, groups)
     scales: torch.Tensor  # (out, groups), as stored
     bits: int  # 4 or 8
-    group: int  # neighbouring inputs that share scale and zero point; the last group may be shorter
+    group: int  # number of consecutive inputs that share scale and zero point; the last group may be smaller
 
     @property
     def is_symmetric(self) -> bool:
@@ -25,7 +25,7 @@ class PackedWeight:
         return bool((self.zeros == 1 << (self.bits - 1)).all())
 
     def dequantize(self) -> torch.Tensor:
-        """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
+        """Return the weight ``(out, in)``: float32, or float64 if float32 would round (for float32 scales).
 
         ``code − zero`` has at most 9 bits and a half-precision scale 11, so their product is exact in float32.
         """
@@ -38,26 +38,26 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class InputRounding:
-    """How the inputs of quantized products are rounded to E4M3 before they are multiplied."""
+    """How the inputs (activations) of quantized matrix products are rounded to E4M3."""
 
-    # where the scale comes from. static: the checkpoint stores it for each weight; token: the largest magnitude of a
-    # token's inputs / 448; group: the largest of each ``size`` neighbouring inputs of a token / 448
+    # the source of the scale. static: the checkpoint stores one per weight; token: the largest magnitude of a token's
+    # inputs / 448; group: the largest magnitude of ``size`` consecutive inputs of a token / 448
     kind: str
-    size: int | None = None  # inputs of a group; None for other kinds
+    size: int | None = None  # inputs per group; None for other kinds
 
 
 @dataclass(frozen=True)
 class FloatWeight:
-    """A weight in E4M3: an element is value · scale, with the scale of its block of rows and inputs."""
+    """An E4M3 weight: each element is value · scale, with the scale of its block of rows and inputs."""
 
     codes: torch.Tensor  # uint8 (out, in), the bytes of the E4M3 values
     scales: torch.Tensor  # (blocks of rows, blocks of inputs), as stored
     block: tuple[int, int]  # rows and inputs of a block; the last ones may be smaller
-    # what inputs are divided by before they are rounded, a scalar; None: nothing is stored
+    # scalar by which inputs are divided before rounding; None: the checkpoint does not store it
     input_scale: torch.Tensor | None = None
 
     def dequantize(self) -> torch.Tensor:
-        """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
+        """Return the weight ``(out, in)``: float32, or float64 if float32 would round (for float32 scales).
 
         An E4M3 value has 4 significant bits and a half-precision scale 11, so their product is exact in float32.
         """
@@ -71,7 +71,7 @@ class FloatWeight:
 
 
 def count_blocks(size: int, block: int) -> int:
-    """Return how many blocks or groups an axis has; the last one may be smaller."""
+    """Return the number of blocks or groups along an axis; the last one may be smaller."""
     return -(-size // block)
 
 

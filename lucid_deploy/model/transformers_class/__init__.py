@@ -1,1 +1,1 @@
-"""Models of families that this package does not implement: model classes of transformers, with our attention."""
+"""Models of other families: model classes of transformers, with this package's attention."""

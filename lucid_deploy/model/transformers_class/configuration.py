@@ -1,7 +1,7 @@
-"""Turn ``config.json`` of a model class of transformers into our configuration, by asking the class itself.
+"""Derive our configuration from the ``config.json`` of a transformers model class by running the class itself.
 
-A model of the class, without weights, runs once on the meta device. What each layer passes to attention, its mask
-included, shows its heads, widths, scale, window, soft cap and sinks, so no model family needs code of its own here.
+A model of the class, without weights, runs once on the meta device. What each layer passes to attention, including its
+mask, shows its heads, widths, scale, window, soft cap and sinks, so no model family needs code of its own here.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from lucid_deploy.model.transformers_class.positions import first_position
 from lucid_deploy.model.transformers_class.published_keys import ALSO_NAMED, is_computed
 
 OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that only this package reads
-_TOKENS = 5  # of the run on the meta device
-# Keys that say nothing about what the class computes, and need not be kept.
+_TOKENS = 5  # in the run on the meta device
+# Keys that do not affect what the class computes, and are not kept.
 _DROPPED = OURS | frozenset(
     (
         "architectures",
@@ -65,10 +65,10 @@ _DROPPED = OURS | frozenset(
         "use_cache",
     )
 )
-# Keys for the number of experts, and for how many of them a token chooses.
+# Keys for the number of experts, and for the number of experts per token.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-# LUCID's keys with the only values that are supported in a class of transformers.
+# LUCID's keys with the only value that is supported in a transformers class.
 _COMPUTED = {
     "which_rmsnorm": "exp_k_norm",
     "use_rope": True,
@@ -80,7 +80,7 @@ _STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """Keys that are read from ``config.json`` directly: LUCID's, and the tokens that begin and end a text."""
+    """Keys that are read directly from ``config.json``: LUCID's, and the tokens that begin and end a text."""
 
     attention_type: str = "llama"
     use_beta: bool = False
@@ -94,9 +94,9 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 def parse_class_config(
     raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
 ) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration; LucidError if it is not supported.
+    """Convert ``config.json`` of a transformers class to a configuration; LucidError if it is not supported.
 
-    The result has only ``layers``; empty: all. Keys in ``assume_unused`` are left out.
+    ``layers`` are the indices of the layers to keep; empty: all. Keys in ``assume_unused`` are ignored.
     """
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
@@ -185,7 +185,7 @@ def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
 
 
 def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> tuple[str, ...]:
-    """Return the kind of each layer: window and delta rule as in the class, the others LUCID or standard."""
+    """Return the kind of each layer: sliding-window and DeltaNet as in the class, the others LUCID or standard."""
     lucid = keys.attention_type in LUCID_TYPES
     full = [index for index, shape in enumerate(shapes) if shape.window is None and not shape.is_delta]
     chosen = [index for index, kind in enumerate(keys.layer_kinds) if kind == LUCID] if keys.layer_kinds else full
@@ -196,7 +196,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
     elif not lucid and not keys.layer_kinds:
         chosen = []
     if keys.layer_kinds and keys.lucid_layers is not None:
-        raise LucidError(f"{where}: layer_kinds and lucid_layers exclude each other. Leave one of them out.")
+        raise LucidError(f"{where}: layer_kinds and lucid_layers exclude each other. Remove one of them.")
     if keys.layer_kinds and len(keys.layer_kinds) != len(shapes):
         raise LucidError(f"{where}: layer_kinds has {len(keys.layer_kinds)} entries for {len(shapes)} layers.")
     for index, kind in enumerate(keys.layer_kinds):
@@ -221,7 +221,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
 
 
 def _unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]) -> dict[str, Any]:
-    """Return the keys of ``config.json`` that a class does not read although they may change the results."""
+    """Return the keys of ``config.json`` that a class does not read, although they may affect results."""
     form = type(config)
     try:
         defaults = form()
@@ -229,7 +229,7 @@ def _unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str
     except (TypeError, ValueError):  # it has no defaults
         known = set()
     known |= {*form.attribute_map, *inspect.signature(form.__init__).parameters}
-    # The code of the configuration reads keys of older files by name, and the model's code a few more.
+    # The configuration's code also reads keys of older files by name, and the model's code reads a few more.
     code = inspect.getsource(inspect.getmodule(form) or form)
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(form, form)
     of_model = inspect.getsource(inspect.getmodule(model) or model)
@@ -274,15 +274,15 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
 
 
 def _without_dynamic(value: Any) -> Any:
-    """Turn a rope block of type ``dynamic`` into ``default``: both are equal up to max_position_embeddings tokens."""
+    """Replace rope type ``dynamic`` by ``default`` in a block: both are equal up to max_position_embeddings tokens."""
     if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")) or "alpha" in value:
-        return value  # a block with alpha is Hunyuan's, which is the same for all lengths
+        return value  # a block with alpha is Hunyuan's, which does not depend on the length
     rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}
     return {**rest, "rope_type": "default"}
 
 
 def _check_experts(net: Any) -> None:
-    """Refuse experts not called by transformers' registry, and tokens that choose more experts than there are."""
+    """Raise a LucidError for experts called without transformers' registry, or more experts per token than exist."""
     for path, module in net.named_modules():
         stacked = any(value.dim() == 3 for value in module.parameters(recurse=False))
         if "Experts" in type(module).__name__ and stacked and not hasattr(module, "is_transposed"):
@@ -301,12 +301,12 @@ def _inner(block: Any) -> list[Any]:
 
 @dataclass
 class _MetaRun:
-    """A run of a class on the meta device that notes what each layer passes to attention."""
+    """A run of a class on the meta device that records what each layer passes to attention."""
 
     layers: Any
-    length: int  # the longest text, in tokens
+    length: int  # the maximum context length, in tokens
     found: dict[int, AttentionShape] = field(default_factory=dict)  # by layer
-    # Each mask that was made, with its window. None: causal without one; 0: another mask, refused if a layer uses it.
+    # Each created mask and its window. None: causal without window; 0: unsupported, refused if a layer uses it.
     masks: list[tuple[Tensor, int | None]] = field(default_factory=list)
     experts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by layer, as AttentionShape.experts
 
@@ -319,7 +319,7 @@ class _MetaRun:
         (batch, heads, n, width), (_, kv_heads, rows, _) = q.shape, k.shape
         if rows != n or v.shape[:3] != k.shape[:3] or k.shape[3] != width or heads % kv_heads:
             shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-            raise LucidError(f"layer {place} gives attention queries, keys and values of the shapes {shapes}")
+            raise LucidError(f"layer {place} gives attention queries, keys and values of unsupported shapes: {shapes}")
         if v.shape[3] > width:
             raise LucidError(f"layer {place} has values that are wider ({v.shape[3]}) than its keys ({width})")
         scale, softcap = attention_options(options, width)
@@ -344,7 +344,7 @@ class _MetaRun:
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         place = getattr(module, "lucid_layer", None)
         if place is None or place in self.experts:
-            raise LucidError("experts outside of its layers, or several of a layer, are called")
+            raise LucidError("it calls experts outside of its layers, or twice in one layer")
         self.experts[place] = (experts, choices)
 
     def _window(self, place: int, mask: Any) -> int | None:
@@ -356,21 +356,21 @@ class _MetaRun:
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 
     def mask(self, sees: Callable[..., Tensor]) -> Tensor:
-        """Return a mask without values, and record the window of layers that attend by it."""
+        """Return a mask without values, and record the window of the layers that use it."""
         made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
         with torch.device("cpu"):
             self.masks.append((made, self._sees_last(sees)))
         return made
 
     def _sees_last(self, sees: Callable[..., Tensor]) -> int | None:
-        """Return how many tokens a token sees, up to and with itself; None: all of them; 0: other ones."""
+        """Return the window of a mask, in tokens including the token itself; None: causal; 0: any other mask."""
         last, zero = min(self.length, LARGEST_WINDOW) - 1, torch.tensor(0)
         window = last + 1
-        for token in (last, max(last - 1, 0), last // 2, last // 3):  # with chunks, the last two see different numbers
+        for token in (last, max(last - 1, 0), last // 2, last // 3):  # chunked masks differ in the last two
             columns = torch.arange(token + 2)
             try:
                 seen = torch.as_tensor(sees(zero, zero, torch.tensor(token), columns), dtype=torch.bool)
-            except RuntimeError:  # it depends on what is padding, which is not known on the meta device
+            except RuntimeError:  # it depends on padding, which is unknown on the meta device
                 return 0
             window = int(seen.expand(token + 2).sum()) if token == last else window
             if not bool((seen == ((columns <= token) & (columns > token - window))).all()):
@@ -379,7 +379,7 @@ class _MetaRun:
 
 
 def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
-    """Return the attention and experts of each layer of a class, found by one run on the meta device."""
+    """Return the attention and experts of each layer of a class, from one run on the meta device."""
     layers = net.get_submodule(layers_path(net))
     number_layers(layers)
     length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048
@@ -393,7 +393,7 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     ]
     ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
     try:
-        mask = torch.ones(ids.shape, dtype=torch.int64, device="cpu")  # some classes ask whether it hides anything
+        mask = torch.ones(ids.shape, dtype=torch.int64, device="cpu")  # some classes check whether it has padding
         with running(run), torch.no_grad(), quiet():
             net(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
     finally:
@@ -409,7 +409,7 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
     """Return the shapes with ``like`` set: the index of the first layer that differs only in the values of weights."""
     first: dict[str, int] = {}
-    seen: dict[int, int] = {}  # by the id of a tensor that layers are given, its number in the order of first use
+    seen: dict[int, int] = {}  # tensors passed to layers, numbered in the order of first use, by id
     found = []
     for place, (layer, calls, shape) in enumerate(zip(layers, given, shapes, strict=True)):
         like = first.setdefault(f"{shape} {_signature(layer)} {_given(calls, seen)}", place)
@@ -418,7 +418,7 @@ def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tu
 
 
 def _signature(layer: nn.Module) -> str:
-    """Describe a layer's modules in a text, equal for layers that differ only in the values of their weights."""
+    """Return a description of a layer's modules, equal for layers that differ only in the values of their weights."""
     parts = []
     for name, module in layer.named_modules():
         plain = {
@@ -434,7 +434,7 @@ def _signature(layer: nn.Module) -> str:
 
 
 def _given(value: Any, seen: dict[int, int]) -> str:
-    """Describe a layer's arguments in a text, each tensor object by a number of its own; refuse complex tensors."""
+    """Return a description of a layer's arguments, with a number for each tensor; LucidError for complex tensors."""
     if isinstance(value, Tensor):
         if value.is_complex():
             raise LucidError("its layers are given complex numbers, such as rotary positions, which ONNX does not have")

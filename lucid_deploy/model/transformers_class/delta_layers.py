@@ -1,7 +1,7 @@
-"""Layers of the gated delta rule in classes of transformers, such as Qwen3-Next and Qwen3.5.
+"""Gated DeltaNet layers in model classes of transformers, such as Qwen3-Next and Qwen3.5.
 
 transformers' functions for them cannot be traced with a state that is passed in, so our layer replaces transformers'.
-Its projections are parts of those that transformers fuses. The trial before each export compares both layers.
+Its projections are slices of transformers' fused ones. The trial before each export compares both layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PARTS = ("conv1d", "norm", "out_proj", "A_log", "dt_bias")
 
 
 class DeltaLayer(GatedDeltaNet):
-    """Our layer in a class of transformers; ``mix_in_class`` finds the running call, which has the cached state."""
+    """Our layer in a transformers class; ``mix_in_class`` finds the running call, which has the cached state."""
 
     mix_in_class: Callable[[DeltaLayer, Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class DeltaLayer(GatedDeltaNet):
 def put_delta_layers(
     net: Any, mix: Callable[[Any, Tensor], Tensor], implementation: str, state_dtype: str
 ) -> dict[str, StoredParameter]:
-    """Replace a class's layers of the gated delta rule by ours; return where the class has each of our parameters."""
+    """Replace a class's gated DeltaNet layers by ours; return where the class stores each of our parameters."""
     places: dict[str, StoredParameter] = {}
     for path, module in list(net.named_modules()):
         if not all(hasattr(module, name) for name in (*_SIZES, *_PARTS)):
@@ -65,7 +65,7 @@ def _rows(settings: DeltaSettings, module: nn.Module) -> list[tuple[str, StoredP
     keys, values = settings.key_channels, settings.value_channels
     in_order = {"q": (0, keys), "k": (keys, 2 * keys), "v": (2 * keys, 2 * keys + values)}
     found = {f"{part}_conv1d.weight": StoredParameter("conv1d.weight", rows) for part, rows in in_order.items()}
-    if hasattr(module, "in_proj_qkvz"):  # each key head's queries, keys, values and gates lie together
+    if hasattr(module, "in_proj_qkvz"):  # the rows of queries, keys, values and gates are grouped by key head
         shared, key = settings.value_heads // settings.key_heads, settings.key_width
         end = 2 * key + shared * settings.value_width
         of_head = {"q": (0, key), "k": (key, 2 * key), "v": (2 * key, end), "g": (end, 2 * end - 2 * key)}

@@ -12,16 +12,16 @@ from lucid_deploy.model.transformers_class.module import quiet
 
 
 def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save a model and its tokenizer, if any; register a class of the user's own with transformers in this process."""
+    """Save a model and its tokenizer, if any; register the user's own model class with transformers in this process."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise LucidError(
-            f"{name} is no model of transformers that generates text. Give a PreTrainedModel with a language model's "
-            "head, or the directory of a checkpoint; of PEFT, the model that it wraps, and save the adapter for "
-            "merge_adapter."
+            f"{name} is not a transformers model that generates text. Pass a PreTrainedModel with a language model's "
+            "head, or the directory of a checkpoint. For a PEFT model, pass the model that it wraps, and save the "
+            "adapter for merge_adapter."
         )
     if model.training:
-        raise LucidError(f"{name} is in training mode. Call eval() first, if it is trained.")
+        raise LucidError(f"{name} is in training mode. Call eval() first.")
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         raise LucidError(f"{name} is quantized in memory. Export the checkpoint that it was loaded from.")
     if any(value.is_meta for value in model.state_dict().values()):

@@ -1,10 +1,10 @@
-"""Model classes of transformers as models of this package: they call our attention, which reads and extends the cache.
+"""Run model classes of transformers with our attention, which reads and extends the cache.
 
-transformers' classes look up attention by a name in a registry. :func:`attention` is registered there; it finds the
-running call of the model, and in it the past of the layer whose module calls attention.
+transformers' classes look up attention by name in a registry. :func:`attention` is registered there; it finds the
+running call of the model, and in it the cache of the layer that calls attention.
 
 The model has the class's modules under our names (``model.embed_tokens``, ``model.layers``, ``lm_head``), wherever the
-class has them, so that weights, graphs and quantization are named as in other models.
+class has them, so that weights, graphs and quantization have the same names as in other models.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ except ImportError as error:
     raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
 
 NAME = "lucid"  # our functions' name in transformers' registries
-# Keyword arguments of attention that change nothing here: they serve training or other code, or repeat the mask.
+# Keyword arguments of attention without effect here: they are for training or other code, or repeat the mask.
 _IGNORED = frozenset(
     (
         "cache_position",
@@ -69,19 +69,19 @@ _IGNORED = frozenset(
 
 
 class Running(Protocol):
-    """A call of a class's forward, as the registered functions see it."""
+    """The interface of a running forward pass for the functions registered with transformers."""
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
         """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D or E)``; return ``(B, N, H, E)``."""
 
     def mask(self, sees: Callable[..., Tensor]) -> Any:
-        """Return what attention gets as its mask; ``sees`` is the function that says which token sees which."""
+        """Return the mask to pass to attention; ``sees`` is transformers' mask function: which token sees which."""
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
-        """Take note that each token chooses ``choices`` of a module's ``experts``; a call that computes ignores it."""
+        """Record that each token uses ``choices`` of a module's ``experts``; only the run on the meta device does."""
 
     def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
-        """Mix new tokens ``(B, N, C)`` by the gated delta rule."""
+        """Mix new tokens ``(B, N, C)`` with a gated DeltaNet layer."""
 
 
 _RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -89,7 +89,7 @@ _RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
 
 @contextlib.contextmanager
 def running(call: Running) -> Iterator[None]:
-    """Within the block, let the functions registered with transformers work for this call."""
+    """Make the functions registered with transformers use this call within the block."""
     before = _RUNNING.set(call)
     try:
         yield
@@ -106,7 +106,7 @@ def _running() -> Running:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attend for a layer of a class; the signature is that of transformers' registry."""
+    """Compute the attention of a layer of a class; the signature is that of transformers' registry."""
     return _running().attend(module, query, key, value, attention_mask, options), None
 
 
@@ -142,7 +142,7 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
 
 
 def mix(layer: DeltaLayer, x: Tensor) -> Tensor:
-    """Mix new tokens ``(B, N, C)`` in a layer of the gated delta rule."""
+    """Mix new tokens ``(B, N, C)`` with a gated DeltaNet layer."""
     return _running().mix(layer, x)
 
 
@@ -152,7 +152,7 @@ ExpertsInterface.register(NAME, experts)
 
 
 def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
-    """Return the scale and the soft cap that a model passes to its attention; refuse arguments that are not known."""
+    """Return the scale and the soft cap that a model passes to its attention; LucidError for unknown arguments."""
     known = {**options}
     scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
     known.pop("s_aux", None)  # sinks
@@ -164,7 +164,7 @@ def attention_options(options: dict[str, Any], width: int) -> tuple[float, float
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings off the terminal."""
+    """Suppress transformers' progress bars and warnings."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -177,9 +177,9 @@ def quiet() -> Iterator[None]:
 
 
 def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), implementation: str = NAME) -> Any:
-    """Make a model of a class of transformers, on the current default device, in evaluation mode.
+    """Build a model of a transformers class, on the current default device, in evaluation mode.
 
-    Only ``layers`` are kept; empty: all. ``implementation`` is that of attention and experts: ours or ``eager``.
+    Only ``layers`` are kept; empty: all. ``implementation`` selects attention and experts: ours or ``eager``.
     """
     kind = {key: value for key, value in class_config.items() if key != "model_type"}
     if class_config["model_type"] not in CONFIG_MAPPING:
@@ -198,9 +198,9 @@ def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), imple
 
 
 def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
-    """Keep only some layers, and only their entries in lists of the configuration that have one for each layer."""
+    """Keep only some layers, and only their entries in the configuration's per-layer lists."""
     path, count = layers_path(net), len(net.get_submodule(layers_path(net)))
-    kept = nn.ModuleList(copy.deepcopy(net.get_submodule(path)[index]) for index in layers)  # one may come twice
+    kept = nn.ModuleList(copy.deepcopy(net.get_submodule(path)[index]) for index in layers)  # indices may repeat
     parent, _, name = path.rpartition(".")
     setattr(net.get_submodule(parent), name, kept)
     for place, layer in enumerate(kept):
@@ -216,7 +216,7 @@ def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
 
 
 def number_layers(layers: Iterable[nn.Module]) -> None:
-    """Store in every module of a layer the layer's index, because a call of attention passes only its module."""
+    """Store the layer's index in each of its modules, because a call of attention passes only the calling module."""
     for place, layer in enumerate(layers):
         for module in layer.modules():
             module.lucid_layer = place  # type: ignore[assignment]
@@ -232,14 +232,14 @@ def layers_path(net: Any) -> str:
 
 
 class ClassParameter(NamedTuple):
-    """Where one of our parameters comes from: the parameter of transformers' class, and the tensor of a checkpoint."""
+    """The source of one of our parameters: the parameter of transformers' class, and the tensor of a checkpoint."""
 
     place: StoredParameter
     stored: StoredParameter
 
 
 class ClassModel(CausalModel):
-    """A class of transformers with our attention; ``sources`` says where each parameter comes from, by our name."""
+    """A transformers class with our attention; ``sources`` has the source of each parameter, by our name."""
 
     def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
         super().__init__(config)
@@ -261,7 +261,7 @@ class ClassModel(CausalModel):
         layers: dict[Any, DeltaLayer] = {
             module.lucid_layer: module for module in self.modules() if isinstance(module, DeltaLayer)
         }
-        # Not as submodules: the class, whose parts are submodules under our names, and mixers, mostly without weights.
+        # Not submodules: the class's parts are submodules under our names already, and mixers own no further weights.
         self.__dict__["_net"] = net
         self.__dict__["_mixers"] = [
             layers[index] if index in layers else layer_kind(kind).mixer(config, index, implementation)
@@ -270,18 +270,18 @@ class ClassModel(CausalModel):
         self.tie_weights()
 
     def _take_parts(self, net: Any) -> dict[str, str]:
-        """Make the class's parts submodules under our names; return our name of each of its parameters."""
+        """Register the class's parts as submodules under our names; return our name of each of its parameters."""
         embedding, head = ends(net)
         paths = {module: path for path, module in net.named_modules()}
         moved = {layers_path(net): "model.layers", paths[embedding]: "model.embed_tokens", paths[head]: "lm_head"}
-        # In some classes lm_head has several parts, the projection among them or beside them.
+        # In some classes lm_head has several parts; the projection is one of them or separate.
         several = {"lm_head": "head_parts"} if paths[head] != "lm_head" and "lm_head" in net._modules else {}
         names = {name: _renamed(name, {**moved, **several}) for name in net.state_dict(keep_vars=True)}
         parts = {path: net.get_submodule(path) for path in moved}
         parts[paths[head]] = Head(head.in_features, head.out_features, head.bias is not None)
         for path, ours in moved.items():
             parent, _, name = path.rpartition(".")
-            if path != ours or ours == "lm_head":  # the class finds the layers or a stand-in as an attribute
+            if path != ours or ours == "lm_head":  # leave the layers, or a stand-in, as a plain attribute of the class
                 del net.get_submodule(parent)._modules[name]
                 layers = isinstance(parts[path], nn.ModuleList)
                 net.get_submodule(parent).__dict__[name] = parts[path] if layers else _Part(self, ours)
@@ -309,7 +309,7 @@ class ClassModel(CausalModel):
         return found.logits if exact else found.logits.float(), call.present  # type: ignore[return-value]
 
     def call(self, call: ClassCall, position_ids: Tensor | None, exact: bool, **inputs: Tensor) -> Any:
-        """Run the class on ``input_ids`` or ``inputs_embeds``; with ``exact`` everything in float64."""
+        """Run the class on ``input_ids`` or ``inputs_embeds``; with ``exact``, entirely in float64."""
         (given,) = inputs.values()
         if position_ids is not None and self.first_position:
             position_ids = position_ids + self.first_position
@@ -333,7 +333,7 @@ class ClassModel(CausalModel):
 
 
 class ClassCall:
-    """One call of the model, with the past of each layer; ``present`` collects the new cache."""
+    """One forward pass of the model, with the past cache of each layer; ``present`` collects the updated cache."""
 
     def __init__(self, model: ClassModel, past: list[LayerCache], step: Step, last_only: bool) -> None:
         self._model, self._past, self._step, self._last_only = model, past, step, last_only
@@ -349,8 +349,8 @@ class ClassCall:
         v = F.pad(v, (0, width - own))
         if (scale, softcap) != (shape.scale, shape.softcap):
             before = f"the scale {shape.scale} and the soft cap {shape.softcap}"
-            raise LucidError(f"layer {place} gave attention {before}, and now gives {scale} and {softcap}")
-        if scale != width**-0.5:  # our operators divide by the root of the width
+            raise LucidError(f"layer {place} gave attention {before}, but now gives {scale} and {softcap}")
+        if scale != width**-0.5:  # our operators always scale by 1/√D
             q = q * (scale * math.sqrt(width))
         mixer: Any = self._model.mixers()[place]
         vars(mixer)["sinks"] = options.get("s_aux")
@@ -358,7 +358,7 @@ class ClassCall:
         return attended[..., :own].transpose(1, 2).contiguous()  # (B, N, H, E)
 
     def mask(self, sees: Callable[..., Tensor]) -> None:
-        return None  # our attention makes its own
+        return None  # our attention builds its own mask
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         pass
@@ -369,12 +369,12 @@ class ClassCall:
         return mixed
 
     def rows(self, x: Tensor) -> Tensor:
-        """Select the tokens whose logits the head computes: all, ``(B, N, C)``, or the last, ``(B, 1, C)``."""
+        """Select the tokens to compute logits for: all, ``(B, N, C)``, or the last, ``(B, 1, C)``."""
         return last_token(x, self._step.mask) if self._last_only and x.shape[1] > 1 else x
 
 
 class _Part:
-    """Stands in where a class looks for its embedding or head, and calls the module that the model has now."""
+    """A stand-in for a class's embedding or head that calls the model's current module."""
 
     def __init__(self, model: ClassModel, path: str) -> None:
         self._model, self._path = model, path
@@ -398,12 +398,12 @@ def _renamed(name: str, moved: dict[str, str]) -> str:
 
 
 def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
-    """Return a class's embedding, an nn.Embedding or subclass, and its head, exactly an nn.Linear; refuse others."""
+    """Return a class's embedding and head; LucidError unless they are an nn.Embedding or subclass, and an nn.Linear."""
     embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
-        raise LucidError("it has no embedding of tokens that is PyTorch's")
+        raise LucidError("its token embedding is not an nn.Embedding")
     if type(head) is not nn.Linear:
-        raise LucidError("its head is no linear layer")
+        raise LucidError("its head is not an nn.Linear")
     return embedding, head
 
 
@@ -414,7 +414,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor | None]:
 
 @contextlib.contextmanager
 def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, replace buffers that are neither stored in checkpoints nor floats by copies on ``device``."""
+    """Within the block, use copies on ``device`` of integer and bool buffers that checkpoints do not store."""
     moved = []
     for module in net.modules():
         for name, table in _tables(module).items():
@@ -429,9 +429,9 @@ def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def restore_buffers(net: Any) -> None:
-    """Compute the buffers that checkpoints do not store, on the CPU: on the meta device they have no values.
+    """Compute the buffers that checkpoints do not store, on the CPU, because on the meta device they have no values.
 
-    The class's own initialization restores them, here in float64, so that rotary frequencies are rounded only once.
+    The class's own initialization computes them, here in float64, so that rotary frequencies are rounded only once.
     """
     for path, module in net.named_modules():
         tables = {name: table for name, table in _tables(module).items() if table is not None}
@@ -450,7 +450,7 @@ def restore_buffers(net: Any) -> None:
 
 
 def put_norms(net: Any) -> dict[str, float]:
-    """Put our RMS norm in the place of each module that computes the same.
+    """Replace each module that computes an RMS norm by ours.
 
     Returns:
         By the class's name of each norm's weight, the offset to add to the stored weight w: 1 where the norm scales

@@ -1,7 +1,7 @@
-"""Positions in model classes of transformers that number positions, embed them or rotate by them in their own way.
+"""Positions in transformers classes that number positions, embed them or rotate by them in their own way.
 
 Some classes number tokens from the padding token's id plus one. Decoders of translation models count positions in their
-embedding, from the length of transformers' cache, which is unused here. Image models rotate by three positions a token.
+embedding from the length of transformers' cache, which is unused here. Image models use three positions per token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 @contextlib.contextmanager
 def given_positions(positions: Tensor | None) -> Iterator[None]:
-    """Within the block, let the modules of :func:`put_positions` embed these positions, ``(B, N)``."""
+    """Make the modules of :func:`put_positions` embed these positions ``(B, N)`` within the block."""
     before = _POSITIONS.set(positions)
     try:
         yield
@@ -45,7 +45,7 @@ class _GivenPositions(nn.Module):
 
 
 def put_positions(net: Any) -> None:
-    """Replace embeddings that count positions themselves, where the module around them takes no ``position_ids``."""
+    """Replace embeddings that count positions themselves if their parent module takes no ``position_ids``."""
     for path, module in list(net.named_modules()):
         if not isinstance(module, nn.Embedding) or "cache_length" not in inspect.signature(module.forward).parameters:
             continue
@@ -56,7 +56,7 @@ def put_positions(net: Any) -> None:
 
 
 class _Rotary(nn.Module):
-    """Cosines and sines of rotary angles for text, whose positions in time, height and width are equal."""
+    """Rotary cosines and sines for text, whose positions in time, height and width are equal."""
 
     def __init__(self, inv_freq: Tensor, scale: float) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class _Rotary(nn.Module):
 
 
 def put_rotary(net: Any) -> None:
-    """Replace rotary modules of image models (three positions for each token, equal in text) by ours if results agree.
+    """Replace rotary modules of image models (three positions per token, equal in text) by ours if results agree.
 
-    Tracing the originals takes seconds.
+    Tracing the original modules would take seconds.
     """
     for path, module in list(net.named_modules()):
         if not hasattr(module, "mrope_section") or list(module.parameters()) or module.inv_freq.is_meta:
@@ -88,7 +88,7 @@ def put_rotary(net: Any) -> None:
 
 
 def first_position(net: Any) -> int:
-    """Return the position of a text's first token: 0, or the number after the padding token's id."""
+    """Return the position of a text's first token: 0, or the padding token's id plus one."""
     for module in net.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             if not isinstance(getattr(module, "padding_idx", None), int):

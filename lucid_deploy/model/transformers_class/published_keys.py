@@ -1,7 +1,7 @@
-"""Keys of published ``config.json`` files that a class of transformers does not read, though it computes what they say.
+"""Keys of published ``config.json`` files that a transformers class does not read, although it computes what they say.
 
-Most are left over from the code that a model was published with. Only values that the class computes are listed; others
-are refused. Keys that nothing depends on are accepted with any value.
+Most are left over from a model's original code. Only values that match the class's behaviour are listed; others are
+refused. Keys that have no effect on results are accepted with any value.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# Keys that rope_parameters or this package read, that name the model's code, or whose effect layer_types shows.
+# Keys that are read as rope_parameters or by this package, name the model's code, or are redundant with layer_types.
 _ELSEWHERE = frozenset(
     (
         *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),
@@ -17,7 +17,7 @@ _ELSEWHERE = frozenset(
     )
 )
 _BIASES = ("attention_bias", "mlp_bias")  # if a class does not read them, false is accepted: stored names show biases
-_ALSO_CALLED = {  # keys that are published beside another one of the same value
+_ALSO_CALLED = {  # keys that duplicate another key and must have its value
     "attention_head_dim": "head_dim",
     "experts_per_token": "num_experts_per_tok",
     "hidden_act": "hidden_activation",
@@ -39,36 +39,36 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "cohere2": {
         **{"order_of_interleaved_layers": ("local_attn_first",), "position_embedding_type": ("rope_gptj",)},
         **{"use_embedding_sharing": (True,), "use_gated_activation": (True,), "use_parallel_block": (True,)},
-        "use_parallel_embedding": (True, False),  # how training split the table
+        "use_parallel_embedding": (True, False),  # whether training sharded the embedding
     },
     "deepseek_v3": {"moe_layer_freq": (1,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
     "hunyuan_v1_dense": _HUNYUAN,
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _QWEN),
     "starcoder2": {
         **{
-            "activation_function": ("gelu",),  # beside hidden_act
+            "activation_function": ("gelu",),  # duplicates hidden_act
             "mlp_type": ("default",),
             "norm_type": ("layer_norm",),
         },
         **{"attention_softmax_in_fp32": (True,), "scale_attention_softmax_in_fp32": (True,)},
     },
 }
-# Keys that say how serving engines keep states, or describe heads that predict further tokens.
+# Keys for the state type of serving engines, and for multi-token prediction heads.
 _OF_QWEN3_5 = frozenset(("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
-# By model_type: keys that the class does not read, and that none of its results depends on, whatever their value.
+# By model_type: keys that the class does not read and that do not affect its results, whatever their value.
 _UNUSED: dict[str, frozenset[str]] = {
     "qwen3_next": _OF_QWEN3_5,
     "qwen3_5_text": _OF_QWEN3_5,
-    "qwen3_5_moe_text": _OF_QWEN3_5 | {"intermediate_size"},  # every MLP is one of experts
+    "qwen3_5_moe_text": _OF_QWEN3_5 | {"intermediate_size"},  # every MLP has experts
     "hunyuan_v1_dense": frozenset(
-        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")  # for use_cla, and for classifiers
+        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")  # only for use_cla and for classifiers
     ),
 }
-ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in published files
+ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # by model_type: another name of its class in published files
 
 
 def is_computed(key: str, value: Any, config: Any) -> bool | None:
-    """Whether a class computes what a key that it does not read says; None: nothing is known of the key."""
+    """Whether a class computes what a key that it does not read says; None: the key is unknown."""
     kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
         return True

@@ -1,6 +1,6 @@
-"""Classes whose code lies beside the weights, as ``auto_map`` in ``config.json`` names it.
+"""Load model classes whose code comes with the checkpoint, as ``auto_map`` in ``config.json`` says.
 
-The code is run only after the user said so, and only if transformers has no class of its own for the ``model_type``.
+The code runs only if the user allows it and transformers has no class of its own for the ``model_type``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NAMES = ("AutoConfig", "AutoModelForCausalLM")
 
 
 def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
-    """Register the classes of a checkpoint with transformers, so that its Auto classes find them.
+    """Register a checkpoint's own classes with transformers, so that its Auto classes find them.
 
-    ``trusted``: whether the user lets the code run. LucidError if code must run that is not trusted or cannot be
-    loaded, or if ``trusted`` is set and there is no code to run.
+    ``trusted``: whether the user allows the code to run. Raises a LucidError if required code is not trusted or cannot
+    be loaded, or if ``trusted`` is set but there is no code to run.
     """
     where, kind, named = directory / "config.json", raw.get("model_type"), raw.get("auto_map")
     named = named if isinstance(named, dict) else {}
@@ -38,11 +38,11 @@ def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     files = ", ".join(f"{each.rpartition('.')[0]}.py" for each in dict.fromkeys(code))
     if not trusted:
         raise LucidError(
-            f"{where}: model_type {kind!r} is computed by code that came with the checkpoint ({files}). It would be "
-            f"run on this machine, as you: read it, and add {OPTION} if you trust it."
+            f"{where}: model_type {kind!r} is computed by code that came with the checkpoint ({files}). It would "
+            f"run on this machine with your permissions: read it, and add {OPTION} if you trust it."
         )
     if any("--" in each for each in code):
-        raise LucidError(f"{where}: the code lies in another repository ({code[0]}). Copy it into {directory}.")
+        raise LucidError(f"{where}: the code is in another repository ({code[0]}). Copy it into {directory}.")
     try:
         config, model = (get_class_from_dynamic_module(each, str(directory), local_files_only=True) for each in code)
         AutoConfig.register(kind, config)

@@ -1,7 +1,7 @@
-"""Run one layer of a class of transformers at a time, for functions that read a checkpoint layer by layer.
+"""Run single layers of a transformers class, for functions that read a checkpoint layer by layer.
 
-The class's own forward runs, with one layer in it; hooks replace that layer's input, or record its input or output and
-stop the run there.
+The class's own forward runs with only that layer; hooks replace the layer's input, or record its input or output and
+stop the forward pass there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LAYER = "model.layers.0."
 
 
 class _Stop(Exception):
-    """Stop a forward whose remaining parts are not needed."""
+    """Raised by hooks to end a forward pass early."""
 
 
 def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
-    """Read a float32 model with one layer, without the head's weights, and with the embedding's only if ``around``."""
+    """Load one layer as a float32 model, without the head's weights; with the embedding's weights if ``around``."""
     config = source.config
     alone = dataclasses.replace(
         config,
@@ -48,7 +48,7 @@ def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassMode
 
 
 def load_layer(source: Checkpoint, index: int) -> nn.Module:
-    """Read one layer of a checkpoint, in float32: the class's module, for :func:`run_layer`."""
+    """Load one layer of a checkpoint in float32: the class's module, for :func:`run_layer`."""
     model = one_layer(source, index)
     (layer,) = model.layers()
     layer.__dict__["lucid_model"] = model  # not a submodule
@@ -56,7 +56,7 @@ def load_layer(source: Checkpoint, index: int) -> nn.Module:
 
 
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """Run a layer of :func:`load_layer` over whole sequences ``(B, N, C)``; return its output."""
+    """Run a layer from :func:`load_layer` on whole sequences ``(B, N, C)``; return its output."""
     model = layer.__dict__["lucid_model"]
     found: list[Tensor] = []
 

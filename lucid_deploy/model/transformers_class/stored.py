@@ -1,8 +1,8 @@
-"""Where the parameters of a class of transformers lie in checkpoints.
+"""Find where checkpoints store the parameters of a transformers class.
 
-transformers renames and joins tensors when it loads a checkpoint: the matrices of experts, which checkpoints store one
-by one, become one tensor with an axis of experts. Its own conversions are run here, backwards on the meta device to
-learn the stored names, and forwards on the tensors that are read.
+transformers renames and joins tensors when it loads a checkpoint: for example, it stacks expert matrices, which
+checkpoints store separately, into one tensor. We run its own conversions: backwards on the meta device to get the
+stored names, and forwards on the tensors that are read.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lucid_deploy.model.families import StoredParameter
 
 
 def stored_parameters(net: Any) -> dict[str, StoredParameter]:
-    """Return where a checkpoint stores each parameter of a class, by the class's names."""
+    """Return where a checkpoint stores each parameter of a class, by the class's parameter name."""
     named = dict(net.state_dict(keep_vars=True))
     stored = revert_weight_conversion(net, dict(named))
     names = {id(value): name for name, value in stored.items()}
     whole = {name: name if stored.get(name) is value else names.get(id(value), "") for name, value in named.items()}
-    # Of tied tensors a checkpoint stores one. Those named .weight are left out: tie_word_embeddings covers the head's.
+    # A checkpoint stores one of several tied tensors. Those named .weight are skipped: tie_word_embeddings covers them.
     tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
     whole |= {name: whole[source] for name, source in tied.items() if whole.get(source)}
     found = {name: StoredParameter(place) for name, place in whole.items() if place}
@@ -47,12 +47,12 @@ def _part(convert: Callable[[list[Tensor]], dict[str, Tensor]], name: str, tenso
 
 
 def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, StoredParameter]:
-    """Return how to make the parameters ``named`` from several ``stored`` tensors, or from one in another form."""
+    """Return how to build the parameters ``named`` from several ``stored`` tensors, or from one in another form."""
     conversions = get_model_conversion_mapping(net, add_legacy=False)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
-    whole = deepcopy(net)  # conversions ask for sizes of its parameters; net's layers may be replaced meanwhile
-    groups: dict[str, list[tuple[str, str]]] = {}  # (stored name, pattern), by the first parameter made of them
+    whole = deepcopy(net)  # conversions look up its parameters' sizes later, when layers of net may have been replaced
+    groups: dict[str, list[tuple[str, str]]] = {}  # (stored name, pattern), by the parameter that they are joined into
     for name in sorted(stored, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters)
         if pattern is not None:
@@ -75,5 +75,5 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
                 found[name] = StoredParameter(name, parts=places, join=functools.partial(_part, convert, name))
     missing = [name for name in named if name not in found]
     if missing:
-        raise LucidError(f"its checkpoints store {missing[0]} in another form")
+        raise LucidError(f"its checkpoints store {missing[0]} in an unsupported form")
     return found

@@ -1,8 +1,8 @@
-"""Prove at each export that a class of transformers computes the same with our attention as with its own.
+"""Check at each export that a transformers class computes the same with our attention as with its own.
 
-A model with at most four of its layers, unlike each other, and random weights runs in float64: with transformers' eager
-attention in one pass, and with ours in two chunks and three single tokens, one row padded. In both, LUCID layers are
-replaced by standard ones; LUCID itself, fed in the same pieces, is compared with its dense formulas in one pass.
+A float64 model with random weights and at most four distinct layers runs twice: with transformers' eager attention in
+one pass, and with ours in two chunks and three single tokens, with one row padded. Both use standard attention in place
+of LUCID; LUCID itself, run on the same chunks, is compared with its dense formulas in one pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lucid_deploy.model.transformers_class.positions import given_positions, put
 
 TOLERANCE = 1e-9  # relative; float64 gives 1e-15
 LAYERS = 4
-# Sizes that are made smaller for the trial; they change nothing in how the model computes.
+# Sizes that are reduced for the trial; they do not change how the model computes.
 _SMALLER = {
     "vocab_size": 64,
     "intermediate_size": 128,
@@ -32,7 +32,7 @@ _SMALLER = {
     "shared_expert_intermediate_size": 64,
 }
 _CHUNKS, _SINGLE = (6, 5), 3
-_PADDED = 2  # columns before the second row's first token
+_PADDED = 2  # padding columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
@@ -46,7 +46,7 @@ def prove(config: LucidConfig, where: str) -> str:
     try:
         with torch.no_grad(), quiet():
             model = _random(plain)
-            if model.first_position:  # such a class does not count padding tokens, so the text has none
+            if model.first_position:  # such a class skips padding tokens when it counts positions, so avoid them
                 ids[ids == model.first_position - 1] += 1
             wanted = _eager(model, ids, mask)
             if not torch.allclose(_eager(model, ids[:1])[-1], wanted[-1][:1], rtol=0, atol=TOLERANCE):
@@ -66,7 +66,7 @@ def prove(config: LucidConfig, where: str) -> str:
 
 
 def _small(config: LucidConfig) -> LucidConfig:
-    """Return the configuration with at most ``LAYERS`` unlike layers, one LUCID if any is; small sizes if valid."""
+    """Return a configuration of at most ``LAYERS`` distinct layers, one LUCID if there is any, and of reduced sizes."""
     keys = config.class_config
     smaller: dict[str, Any] = {
         key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)
@@ -81,17 +81,17 @@ def _small(config: LucidConfig) -> LucidConfig:
     kinds, layers = [config.kinds[index] for index in picked], tuple(picked)
     raw = {**keys, "attention_type": config.attention_type, "layer_kinds": kinds}
     padding = keys.get("pad_token_id")
-    if not isinstance(padding, int) or padding >= smaller.get("vocab_size", 0):  # not in the smaller vocabulary
+    if not isinstance(padding, int) or padding >= smaller.get("vocab_size", 0):  # outside the reduced vocabulary
         smaller["pad_token_id"] = None
     try:
         found = parse_class_config({**raw, **smaller}, "the trial's model", layers=layers)
-    except LucidError:  # a smaller size does not fit another one: keep all sizes
+    except LucidError:  # the reduced sizes are inconsistent: keep the original ones
         found = parse_class_config(raw, "the trial's model", layers=layers)
     return dataclasses.replace(found, rms_norm_eps=config.rms_norm_eps)
 
 
 def _random(config: LucidConfig, implementation: str = "blocked") -> ClassModel:
-    """Return a model with random weights in float64, the same each time."""
+    """Return a float64 model with random weights, the same each time."""
     with torch.device("meta"):
         model = ClassModel(config, implementation).to(torch.float64)
     model.to_empty(device="cpu")
@@ -102,7 +102,7 @@ def _random(config: LucidConfig, implementation: str = "blocked") -> ClassModel:
             value.copy_(noise / math.sqrt(value.shape[-1]))
         else:
             value.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
-    embedding = model.embedding  # tokens share a direction, so that keys are correlated as trained ones are
+    embedding = model.embedding  # add a common direction, so that keys are correlated as in trained models
     embedding.mul_(0.5).add_(torch.randn(embedding.shape[1], generator=draw, dtype=torch.float64) / 4)
     model.tie_weights()
     return model.eval().requires_grad_(False)
@@ -113,7 +113,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _outputs(model: Any, run: Any) -> list[Tensor]:
-    """Return the output of each layer during a call of ``run``, and then what ``run`` returns."""
+    """Call ``run``; return the output of each layer, followed by the result of ``run``."""
     found: list[Tensor] = []
     layers = model.layers() if isinstance(model, ClassModel) else model
     hooks = [
@@ -129,7 +129,7 @@ def _outputs(model: Any, run: Any) -> list[Tensor]:
 
 
 def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-    """Return the outputs of the layers, and the logits, of the class with its own attention and the same weights.
+    """Return the layers' outputs and the logits of the class with its own attention and the same weights.
 
     Without a mask, the class counts positions itself.
     """
@@ -158,7 +158,7 @@ def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[T
 
 
 def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """Return the outputs of the layers, and the logits, of our model, fed in two chunks and single tokens."""
+    """Return the layers' outputs and the logits of our model, run on two chunks and single tokens."""
     positions, past, start = _positions(mask), None, 0
     pieces: list[list[Tensor]] = []
 
@@ -177,7 +177,7 @@ def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
 def _compare(
     wanted: list[Tensor], found: list[Tensor], mask: Tensor, config: LucidConfig, where: str, name: str
 ) -> float:
-    """Return the relative error of the logits; refuse a model if that, or a layer's error, is above ``TOLERANCE``."""
+    """Return the relative error of the logits; LucidError if that or a layer's error is above ``TOLERANCE``."""
     valid = mask.bool()
     errors = [
         float((ours[valid] - theirs[valid]).norm() / theirs[valid].norm().clamp_min(1e-300))

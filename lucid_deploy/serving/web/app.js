@@ -1,9 +1,9 @@
 "use strict";
-// The page of `lucid-deploy serve`. It talks to the server that it came from, and to nobody else. What the server sends
-// goes into the page as text only, never as markup.
+// The web page of `lucid-deploy serve`. It sends requests only to the server it was loaded from, and inserts what it
+// receives as text, never as markup.
 
 const ALTERNATIVES = 4;
-const LEAST_FOR_RATE = 5; // tokens; fewer may all come at once
+const LEAST_FOR_RATE = 5; // tokens; fewer may all arrive at once
 const find = (id) => document.getElementById(id);
 
 let apiKey = ""; // kept in memory, never stored
@@ -37,7 +37,7 @@ async function request(path, body, signal) {
   try {
     message = (await answer.json()).error.message;
   } catch {
-    // the body is not an error of this server, but for example a proxy's page
+    // the body is not this server's error JSON, but for example the page of a proxy
   }
   throw new ServerError(message, answer.status);
 }
@@ -60,7 +60,7 @@ function setState(state, text = "") {
   find("stop").disabled = state !== "busy";
 }
 
-// ---- the start
+// ---- startup
 
 async function start() {
   clearError();
@@ -70,7 +70,7 @@ async function start() {
     model = found.id;
     find("model").textContent = `${model}, context of ${found.max_model_len} tokens`;
     find("key-form").hidden = true;
-    if (found.has_chat_template === null) { // no process that reads requests has started yet
+    if (found.has_chat_template === null) { // unknown until a process that reads requests has started
       setTimeout(start, 500);
       return;
     }
@@ -98,7 +98,7 @@ function clearConversation() {
   find("rate").textContent = "";
 }
 
-// ---- asking and answering
+// ---- requests and answers
 
 function number(id) {
   const text = find(id).value.trim();
@@ -133,7 +133,7 @@ function completionBody(text) {
 }
 
 function piecesOf(choice) {
-  // The text of a chunk, and its tokens with their log-probabilities.
+  // Return the text of a chunk, and its tokens with their log-probabilities.
   if (choice.delta !== undefined) {
     const items = choice.logprobs?.content ?? [];
     const tokens = items.map((item) => ({
@@ -205,11 +205,11 @@ function span(text, tokens) {
 async function ask(text) {
   const chat = document.body.dataset.mode === "chat";
   clearError();
-  setState("busy", "The model answers.");
+  setState("busy", "Generating …");
   running = new AbortController();
   const clock = { sent: performance.now(), first: null, last: null, count: 0 };
   const said = { text: "" };
-  const conversation = messages; // not the new one that begins if the user clears the page meanwhile
+  const conversation = messages; // `messages` is replaced if the user clears the page meanwhile
   const turns = find("conversation").childElementCount;
   try {
     const path = chat ? "/v1/chat/completions" : "/v1/completions";
@@ -275,7 +275,7 @@ function select(token) {
   token.classList.add("selected");
   const said = token.tokens.map((each) => {
     const others = each.top.filter(([text]) => text !== each.token);
-    const rest = others.length ? `; instead ${others.map(([text, p]) => `${quoted(text)} ${percent(p)}`).join(", ")}` : "";
+    const rest = others.length ? `; alternatives: ${others.map(([text, p]) => `${quoted(text)} ${percent(p)}`).join(", ")}` : "";
     return `${quoted(each.token)} ${percent(each.logprob)}${rest}`;
   });
   find("token-info").textContent = said.join(" · ");
@@ -290,7 +290,7 @@ function step(by) {
   all[next].scrollIntoView({ block: "nearest" });
 }
 
-// ---- what the user does
+// ---- event handlers
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -162,7 +162,7 @@ def grouped(**weights: Any) -> dict[str, Any]:
         (compressed_float("block", TOKEN), "the strategy 'block' with block_structure None"),
         (compressed_float("block", TOKEN, [0, 128]), "block_structure"),
         ({**compressed_float("channel", TOKEN), "run_compressed": False}, "run_compressed is false"),
-        (fine_grained("dynamic", [128, 128], dequantize=True), "dequantize is true: transformers then leaves"),
+        (fine_grained("dynamic", [128, 128], dequantize=True), "dequantize is true: transformers then does not"),
         (fine_grained("static", [128, 128], scale_fmt="ue8m0"), "scale_fmt: unsupported value"),
         (fine_grained("static", 128), "weight_block_size: expected `array"),
         (fine_grained("lively", [128, 128]), "activation_scheme: unsupported value"),

@@ -59,9 +59,9 @@ def test_a_class_of_ones_own_is_exported_from_memory(tmp_path: Path) -> None:
     [
         (lambda live: live.train(), "training mode"),
         (lambda live: live.to("meta"), "meta device"),
-        (lambda live: live.model, "no model of transformers that generates text"),
+        (lambda live: live.model, "not a transformers model that generates text"),
         (lambda live: peft.get_peft_model(live, peft.LoraConfig(target_modules=["q_proj"])), "for merge_adapter"),
-        (lambda live: object(), "no model of transformers"),
+        (lambda live: object(), "not a transformers model"),
     ],
 )
 def test_what_cannot_be_saved_is_refused(tmp_path: Path, change: Any, said: str) -> None:
