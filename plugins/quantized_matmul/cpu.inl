@@ -11,22 +11,26 @@ void quantized_matmul_task(void* data, size_t index) {
     const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
     const QuantizedMatMulArguments<T>& a = job.a;
     size_t bytes = a.w.blocks * PanelSizes(a.w).block, panels = count_panels(a.w), room = a.panels == nullptr ? bytes / 4 : 0;
-    Scratch scratch(room + kInGroup * kInPanel, 2);
-    float* total = scratch.take(kInGroup * kInPanel);
+    size_t bytewise = job.tiles() && Bits == 4 ? a.depth * kInPanel / sizeof(float) : 0;
+    Scratch scratch(room + bytewise + kTileSums + kTileRows * kInPanel, 4);
+    float* total = scratch.take(kTileRows * kInPanel);
+    int32_t* sums = reinterpret_cast<int32_t*>(scratch.take(kTileSums));
     uint8_t* packed = reinterpret_cast<uint8_t*>(scratch.take(room));
+    uint8_t* unpacked = reinterpret_cast<uint8_t*>(scratch.take(bytewise));
     size_t last = panels * (index + 1) / job.tasks;
     for (size_t at = panels * index / job.tasks; at < last; ++at) {
         if (a.panels == nullptr) pack_panel(packed, a.w, at);
         const uint8_t* panel = a.panels == nullptr ? packed : a.panels + at * bytes;
         size_t columns = std::min(kInPanel, a.w.columns - at * kInPanel);
+        if (bytewise > 0) unpack_panel(unpacked, panel, a.w);
         for (size_t number = 0; number < job.groups; ++number) {
             if (number == 1 && at + 1 < last && a.panels != nullptr) // a group has read this panel: fetch the next
                 for (size_t line = bytes; line < 2 * bytes; line += kLine) __builtin_prefetch(panel + line, 0, 2);
             size_t row = job.first_row(number), rows = job.first_row(number + 1) - row;
-            if (has_dots())
-                multiply_group<Bits, S>(rows, total, panel, job.group(row), a.w);
+            if (job.tiles())
+                multiply_tiles<Bits, S>(rows, total, sums, Bits == 4 ? unpacked : panel, panel, job.group(row), a.w, job.run);
             else
-                multiply_panel_plainly<Bits, S>(rows, total, panel, job.group(row), a.w);
+                multiply_group<Bits, S>(rows, total, panel, job.group(row), a.w);
             T* o = a.o + row * a.w.columns + at * kInPanel;
             for (size_t r = 0; r < rows; ++r, o += a.w.columns) {
                 if (std::is_same_v<T, float> && columns == kInPanel)
@@ -40,13 +44,15 @@ void quantized_matmul_task(void* data, size_t index) {
 
 template <size_t Bits, class S, class T>
 void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool) {
-    size_t groups = (a.rows + kInGroup - 1) / kInGroup, columns = a.w.columns, blocks = a.w.blocks;
+    size_t columns = a.w.columns, blocks = a.w.blocks, block = a.depth / blocks, run = 4;
+    if (a.rows > kInGroup && has_tiles()) run = std::min(kTileRun, block & -block); // the largest that divides a block
+    size_t in_group = run > 4 ? kTileRows : kInGroup, groups = (a.rows + in_group - 1) / in_group;
     size_t parts = a.rows * blocks, whole = a.rows * a.depth / sizeof(float);
     Room room(whole + 3 * parts);
     float* steps = room.data() + whole;
     RoundedRows rounded{reinterpret_cast<int8_t*>(room.data()), steps, reinterpret_cast<int32_t*>(steps + parts),
                         a.w.offsets != nullptr ? steps + 2 * parts : nullptr};
-    QuantizedMatMulJob<T> job{a, rounded, groups, 1};
+    QuantizedMatMulJob<T> job{a, rounded, run, groups, 1};
     size_t products = a.rows * a.depth * columns; // a product of few rows is bound by memory, and needs few threads
     if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), count_panels(a.w));
     if (groups > 1)

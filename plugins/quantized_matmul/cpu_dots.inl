@@ -18,29 +18,49 @@ LUCID_DOTS LUCID_INLINE void add_fours(__m512i (&dot)[R], __m512i numbers, const
         asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot[r]) : "v"(numbers), "m"(reinterpret_cast<const Four*>(x)[r]));
 }
 
-// Computes the same as multiply_panel_plainly, for R rows. A panel is one stream, which hardware prefetches. Prefetch
-// instructions in addition made the product of one row take 1.2 times as long.
+// dot[r] = sums[r] · zero[c]: what the zero points add to the products of a block; without them, sums[r].
+template <size_t Bits, int R>
+LUCID_INLINE void start_sums(__m512i (&dot)[R], const int32_t* sums, const uint8_t* zeros) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) dot[r] = _mm512_set1_epi32(sums[r]);
+    if (zeros == nullptr) return;
+    __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros));
+    __m512i zero = _mm512_cvtepu8_epi32(Bits == 8 ? stored : _mm_and_si128(stored, _mm_set1_epi8(15)));
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) dot[r] = _mm512_mullo_epi32(dot[r], zero);
+}
+
+// result[r] += dot[r] · scale[c] · step[r] + offset[c] · totals[r], for a block whose first row in the group is `at`.
+template <class S, int R>
+LUCID_INLINE void add_block(__m512 (&result)[R], const __m512i (&dot)[R], const S* scales, const Group& group, size_t at,
+                            const QuantizedWeight& w) {
+    __m512 scale = widen(scales);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(group.steps[at + r]));
+        result[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), step, result[r]);
+    }
+    if (w.offsets == nullptr) return;
+    __m512 offset = widen(scales + kInPanel);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) result[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(group.totals[at + r]), result[r]);
+}
+
+// total[r][c] = Σ_b (step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) + totals[b][r] · offset[b][c])
+// for R rows. A panel is one stream, which hardware prefetches. Prefetch instructions in addition made the product of one
+// row take 1.2 times as long.
 template <size_t Bits, class S, int R>
 LUCID_DOTS void multiply_panel(float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
     const __m512i low = _mm512_set1_epi8(15);
-    const bool zeros = w.zero_points != nullptr, offsets = w.offsets != nullptr;
-    const size_t blocks = w.blocks, bytes = w.block_bytes * kInPanel;
+    const PanelSizes sizes(w);
     const int8_t* x = group.numbers;
     __m512 result[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) result[r] = _mm512_setzero_ps();
-    for (size_t at = 0; at < blocks * R; at += R) {
+    for (size_t at = 0; at < w.blocks * R; at += R) {
         __m512i dot[R];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) dot[r] = _mm512_set1_epi32(group.sums[at + r]);
-        if (zeros) {
-            const uint8_t* from = panel + bytes + kInPanel * sizeof(S) * (offsets ? 2 : 1);
-            __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-            __m512i zero = _mm512_cvtepu8_epi32(Bits == 8 ? stored : _mm_and_si128(stored, _mm512_castsi512_si128(low)));
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) dot[r] = _mm512_mullo_epi32(dot[r], zero);
-        }
-        for (const uint8_t* end = panel + bytes; panel < end; panel += kLine) {
+        start_sums<Bits, R>(dot, group.sums + at, w.zero_points != nullptr ? panel + sizes.block - kInPanel : nullptr);
+        for (const uint8_t* end = panel + sizes.numbers; panel < end; panel += kLine) {
             __m512i numbers = _mm512_loadu_si512(panel);
             if constexpr (Bits == 4) {
                 add_fours<R>(dot, _mm512_and_si512(numbers, low), x);
@@ -50,21 +70,8 @@ LUCID_DOTS void multiply_panel(float* total, const uint8_t* panel, const Group& 
             add_fours<R>(dot, numbers, x);
             x += 4 * R;
         }
-        __m512 scale = widen(reinterpret_cast<const S*>(panel));
-        panel += kInPanel * sizeof(S);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(group.steps[at + r]));
-            result[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), step, result[r]);
-        }
-        if (offsets) {
-            __m512 offset = widen(reinterpret_cast<const S*>(panel));
-            panel += kInPanel * sizeof(S);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r)
-                result[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(group.totals[at + r]), result[r]);
-        }
-        if (zeros) panel += kInPanel;
+        add_block<S, R>(result, dot, reinterpret_cast<const S*>(panel), group, at, w);
+        panel += sizes.block - sizes.numbers;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(total + r * kInPanel, result[r]);
@@ -111,7 +118,7 @@ LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, c
         dot[i] = _mm256_add_epi32(dot[i], _mm256_madd_epi16(part[i], _mm256_set1_epi16(weight)));
 }
 
-// Computes the same as multiply_panel_plainly, for R rows.
+// Computes the same as with AVX-512.
 template <size_t Bits, class S, int R>
 void multiply_panel(float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
     constexpr int kSums = R * kParts;
@@ -165,7 +172,7 @@ void multiply_panel(float* total, const uint8_t* panel, const Group& group, cons
     for (int i = 0; i < kSums; ++i) store(total + i / kParts * kInPanel + i % kParts * kLanes, result[i]);
 }
 #else
-inline bool has_dots() { return false; } // so the function below is never called
+inline bool has_dots() { return false; } // so the operators call none of the functions below
 
 template <size_t Bits, class S>
 void multiply_group(size_t, float*, const uint8_t*, const Group&, const QuantizedWeight&) {}

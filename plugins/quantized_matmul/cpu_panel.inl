@@ -56,31 +56,3 @@ inline void pack_panel(uint8_t* to, const QuantizedWeight& w, size_t index) {
         }
     }
 }
-
-// total[r][c] = Σ_b (step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) + totals[b][r] · offset[b][c])
-// for a group of rows, in plain C++.
-template <size_t Bits, class S>
-void multiply_panel_plainly(size_t rows, float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
-    constexpr size_t fours = 8 / Bits; // of each column in a vector
-    constexpr int32_t most = (1 << Bits) - 1;
-    PanelSizes sizes(w);
-    std::fill(total, total + rows * kInPanel, 0.0f);
-    const int8_t* x = group.numbers;
-    for (size_t b = 0; b < w.blocks; ++b, panel += sizes.block, x += sizes.numbers / kInPanel * fours * rows) {
-        const uint8_t *scales = panel + sizes.numbers, *offsets = scales + sizes.scales;
-        const uint8_t* zeros = panel + sizes.block - kInPanel;
-        for (size_t r = 0; r < rows; ++r)
-            for (size_t c = 0; c < kInPanel; ++c) {
-                int32_t dot = group.sums[b * rows + r] * (w.zero_points != nullptr ? zeros[c] & most : 1);
-                for (size_t i = 0; i < w.block_bytes / 4 * fours; ++i)
-                    for (size_t k = 0; k < 4; ++k) {
-                        int32_t number = panel[i / fours * kLine + c * 4 + k] >> i % fours * 4 & most;
-                        dot += x[(i * rows + r) * 4 + k] * number;
-                    }
-                float& sum = total[r * kInPanel + c];
-                sum += static_cast<float>(dot) * (to_float(reinterpret_cast<const S*>(scales)[c]) * group.steps[b * rows + r]);
-                if (w.offsets != nullptr)
-                    sum += group.totals[b * rows + r] * to_float(reinterpret_cast<const S*>(offsets)[c]);
-            }
-    }
-}

@@ -3,7 +3,8 @@
 // The products of a block are summed exactly, as integers. The sums are scaled and added in float32, block after block. So
 // every element is summed in one order for any number of rows and threads, and a row's result does not depend on other rows.
 //
-// Rows are interleaved in groups: 4 numbers of each row, in the order of a panel, then the next 4.
+// Rows are interleaved in groups: a run of numbers of each row, in the order of a panel, then the next run. A run has 4
+// numbers, or as many as a tile of AMX.
 
 constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums are in registers
 constexpr size_t kLeastTasks = 16;                // fewest tasks of a product for several threads, if panels suffice
@@ -13,7 +14,7 @@ constexpr float kLargest = 3.40282347e38f; // the largest float32
 
 // Rows in 8 bits: groups of rows one after another, in the order of a panel.
 struct RoundedRows {
-    int8_t* numbers; // per group: [depth / 4][rows of the group][4]
+    int8_t* numbers; // per group: [depth / run][rows of the group][run]
     float* steps;    // per group: [blocks][rows of the group]
     int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times half the range if no zero_points
     float* totals;   // per group: [blocks][rows of the group]: a block's sum before rounding; null if W has no offsets
@@ -31,7 +32,9 @@ template <class T>
 struct QuantizedMatMulJob {
     const QuantizedMatMulArguments<T>& a;
     RoundedRows rows;
-    size_t groups, tasks;
+    size_t run, groups, tasks;
+
+    bool tiles() const { return run > 4; }
 
     size_t first_row(size_t group) const { return a.rows * group / groups; }
 
@@ -88,14 +91,15 @@ void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, siz
     const Integers none = reinterpret_cast<Integers>(shifter);
     size_t blocks = job.a.w.blocks, block = job.a.depth / blocks;
     const T* x = job.a.x + (first + row) * job.a.depth;
-    int8_t* numbers = job.rows.numbers + first * job.a.depth + row * 4;
+    int8_t* numbers = job.rows.numbers + first * job.a.depth + row * job.run;
+    size_t written = 0; // of a run
     for (size_t b = 0; b < blocks; ++b) {
         size_t at = first * blocks + b * count + row;
         float step = largest_magnitude(x, block) / kInt8Levels, inverse = 1.0f / step;
         bool empty = !(step <= kLargest) || !(inverse <= kLargest); // also where all are zero, or nearly
         Vector total{};
         Integers whole_sum{};
-        for (size_t k = 0; k < block; k += 16, x += 16, numbers += 16 * count) {
+        for (size_t k = 0; k < block; k += 16, x += 16) {
             Integers whole[16 / kLanes];
             for (size_t i = 0; i < 16 / kLanes; ++i) {
                 Vector value = widen(x + i * kLanes);
@@ -104,8 +108,10 @@ void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, siz
                 whole_sum += whole[i];
             }
             Sixteen bytes = in_fours<Bits>(narrow(whole));
-            for (size_t four = 0; four < 4; ++four)
-                std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&bytes) + four * 4, 4);
+            for (size_t four = 0; four < 4; ++four, numbers += 4, written += 4) {
+                if (written == job.run) numbers += job.run * (count - 1), written = 0;
+                std::memcpy(numbers, reinterpret_cast<const int8_t*>(&bytes) + four * 4, 4);
+            }
         }
         if (job.rows.totals != nullptr) job.rows.totals[at] = sum(total);
         job.rows.steps[at] = step;

@@ -79,6 +79,7 @@ struct QuantizedMatMul : OperatorBase<T> {
     }
 
     static void compute(const Context& context, const Attributes& attributes) {
+        context.require(current_kernels().has_dots(), "it needs a processor with AVX2, or AVX-512 VNNI");
         auto x = context.input_of_any_rank<T>(In::X);
         auto numbers = context.input<uint8_t>(In::W, 3), scales = context.input<uint8_t>(In::scales, 2);
         Input<uint8_t> moves;

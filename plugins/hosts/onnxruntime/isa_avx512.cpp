@@ -1,6 +1,10 @@
 // The kernels with AVX-512: 32 registers of 16 floats.
 #if defined(__x86_64__)
 #include "standard.h"
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #include <immintrin.h>
 #define LUCID_LANES 16

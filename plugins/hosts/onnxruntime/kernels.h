@@ -33,7 +33,7 @@ struct KernelsOf {
 struct Kernels {
     const char* name;
     bool (*supported)();
-    bool (*has_dots)(); // whether quantized_matmul uses AVX2 or AVX-512 VNNI
+    bool (*has_dots)(); // whether the processor can run quantized_matmul: AVX2 or AVX-512 VNNI
     size_t (*pack_weight)(const QuantizedWeight&, uint8_t* panels); // returns their size in bytes; null: writes nothing
     KernelsOf<float> single;
     KernelsOf<Half> half;

@@ -35,6 +35,8 @@ namespace {
 
 #include "quantized_matmul/cpu_dots.inl"
 
+#include "quantized_matmul/cpu_amx.inl"
+
 #include "quantized_matmul/cpu.inl"
 } // namespace
 

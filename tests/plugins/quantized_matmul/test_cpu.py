@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots, kernels_name
 from lucid_deploy.plugins.table import (
     DOMAIN,
     QUANTIZED_MATMUL,
@@ -91,6 +91,11 @@ class Problem:
         return numbers, zeros.expand(numbers.shape), round_to_int8(self.x.float(), self.block).to(dtype)
 
 
+def with_dots(library: Path) -> list[str]:
+    """Return the kernels that this processor can run and that have this product; one of them is selected afterwards."""
+    return [name for name in runnable(library) if kernels_name(library, name) and has_dots(library)]
+
+
 def constant_session(problem: Problem, library: Path, weight: list[Tensor], file: Path | None = None):
     """Return a session whose weight is constant, on the memory of the tensors, as those of an artifact are.
 
@@ -127,7 +132,7 @@ def test_rows_and_sizes(library, fastest, shape, bits, moved, dtype):
             continue
         problem = Problem(rows, shape, bits, moved, dtype, scales)
         exact, dense = problem.product(torch.float64), problem.product(torch.float32).to(problem.x.dtype)
-        for name in runnable(library):
+        for name in with_dots(library):
             kernels_name(library, name)
             of = session(problem.operator, library, 1, dtype, rank=2, scales=scales)
             (got,) = run(of, problem.x, *problem.packed)
@@ -186,7 +191,7 @@ def test_onnxruntimes_own_operator_agrees(library, fastest, bits, moved, rows):
 @pytest.mark.parametrize("shape", [(96, 40, 32), (512, 300, 32)])
 def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, shape, bits, moved, dtype):
     problem = Problem(40, shape, bits, moved, dtype)
-    for name in runnable(library):
+    for name in with_dots(library):
         kernels_name(library, name)
         whole = run(session(problem.operator, library, 3, dtype, rank=2), problem.x, *problem.packed)[0]
         for rows, threads in itertools.product((1, 3, 12, 25), (1, 2)):
@@ -204,7 +209,7 @@ def test_ties_are_rounded_to_even(library, fastest, bits):
     numbers = np.full((6, 1, 32), half, dtype=np.uint8)
     numbers[range(6), 0, range(6)] = half + 1
     stored = numbers if bits == 8 else numbers[..., ::2] | numbers[..., 1::2] << 4
-    for name in runnable(library):
+    for name in with_dots(library):
         kernels_name(library, name)
         for rows in (1, 5):
             of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
@@ -217,7 +222,7 @@ def test_ties_are_rounded_to_even(library, fastest, bits):
 @pytest.mark.parametrize("moved", ["", "offsets"])
 def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad, moved):
     problem = Problem(5, (96, 40, 32), bits, moved, "float32")
-    for name in runnable(library):
+    for name in with_dots(library):
         kernels_name(library, name)
         for rows in (1, 5):
             of, x = session(problem.operator, library, 1, "float32", rank=2), problem.x[-rows:].clone()
@@ -258,7 +263,7 @@ def test_shapes_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_largest_products_do_not_saturate(library, fastest, bits):
     most = (1 << bits) - 1
-    for name, sign in itertools.product(runnable(library), (1.0, -1.0)):
+    for name, sign in itertools.product(with_dots(library), (1.0, -1.0)):
         kernels_name(library, name)
         of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
         (got,) = run(
@@ -276,3 +281,10 @@ def test_blocks_whose_sums_would_overflow_are_refused(library):
         else:
             with pytest.raises(Exception, match="a block of W has more than 32768 numbers"):
                 run(of, *given)
+
+
+def test_kernels_without_the_product_are_refused(library, fastest):
+    problem = Problem(2, (96, 40, 32), 4, "", "float32")
+    kernels_name(library, "portable")
+    with pytest.raises(Exception, match="QuantizedMatMul: it needs a processor with AVX2, or AVX-512 VNNI"):
+        run(session(QUANTIZED_MATMUL, library, 1, "float32", rank=2), problem.x, *problem.packed)
