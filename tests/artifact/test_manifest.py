@@ -141,17 +141,6 @@ def test_the_published_schema_refuses_what_the_code_refuses(exported: Any):
     assert differences == [] and count > 1000
 
 
-def collect(kind: Any, found: dict[str, set[str]]) -> None:
-    """Add the fields of every struct and dataclass that a type consists of."""
-    fields = getattr(kind, "fields", ())
-    if fields and kind.cls.__name__ not in found:
-        found[kind.cls.__name__] = {field.encode_name for field in fields}
-    parts = [field.type for field in fields]
-    parts += [getattr(kind, name) for name in ("item_type", "value_type") if hasattr(kind, name)]
-    for part in [*parts, *getattr(kind, "types", ())]:
-        collect(part, found)
-
-
 def test_a_manifest_fits_the_published_schema(exported: Any):
     schema = json.loads(SCHEMA.read_text())
     for options in ({}, {"cache": "static", "cache_dtype": "int8"}, {"dtype": "float16"}):

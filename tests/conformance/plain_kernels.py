@@ -40,16 +40,7 @@ class PlainKernels:
             table.SCATTER_ROW.name: self.scatter_row,
         }
 
-    def precondition(
-        self,
-        K: Array,
-        V: Array,
-        K_past: Array,
-        Y_past: Array,
-        mask: Array,
-        epsilon: float,
-        diagonal: float = 0.0,
-    ) -> tuple[Array, ...]:
+    def precondition(self, K, V, K_past, Y_past, mask, epsilon, diagonal=0.0):
         past = K_past.shape[2]
         weights = self.weights(np.concatenate([single(K_past), single(K)], axis=2), past, mask, epsilon)
         received = self.weights_of_past(weights[..., :past]) @ single(Y_past)
@@ -63,35 +54,13 @@ class PlainKernels:
     def causal_attention(self, Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array, ...]:
         return (self.stored(self.attend(single(Q), single(K), single(Y), mask)),)
 
-    def decode_attention(
-        self,
-        Q: Array,
-        K_new: Array,
-        V_new: Array,
-        K: Array,
-        Y: Array,
-        mask: Array,
-        epsilon: float,
-        diagonal: float = 0.0,
-    ) -> tuple[Array, ...]:
+    def decode_attention(self, Q, K_new, V_new, K, Y, mask, epsilon, diagonal=0.0):
         mask = self.seen_in_buffer(mask)
         (y_new,) = self.precondition(K_new, V_new, K, Y, mask, epsilon, diagonal)
         keys, values = (np.concatenate([single(a), single(b)], axis=2) for a, b in ((K, K_new), (Y, y_new)))
         return self.stored(self.attend(single(Q), keys, values, mask)), y_new
 
-    def decode_attention_scaled(
-        self,
-        Q: Array,
-        K_new: Array,
-        V_new: Array,
-        K: Array,
-        Y: Array,
-        K_scale: Array,
-        Y_scale: Array,
-        mask: Array,
-        epsilon: float,
-        diagonal: float = 0.0,
-    ) -> tuple[Array, ...]:
+    def decode_attention_scaled(self, Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, epsilon, diagonal=0.0):
         keys, values = single(K) * K_scale, single(Y) * Y_scale
         return self.decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
