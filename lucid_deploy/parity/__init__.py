@@ -1,8 +1,8 @@
-"""Prove that an artifact, or any session, computes what PyTorch computes.
+"""Verify that an artifact, or any session, computes what PyTorch computes.
 
-The path of ``verify``: :mod:`.verification` opens session and references, :mod:`.targets` derives expected results and
-gates, :mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod:`.results` holds everything that was
-found, :mod:`.verdict` judges it, and :mod:`.terminal`, :mod:`.page` and the JSON show it.
+Steps of ``verify``: :mod:`.verification` opens the session and the references, :mod:`.targets` derives expected results
+and gates, :mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod:`.results` stores all results,
+:mod:`.verdict` judges them, and :mod:`.terminal`, :mod:`.page` and the JSON show them.
 """
 
 from lucid_deploy.parity.options import VerifyOptions

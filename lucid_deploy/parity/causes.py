@@ -1,9 +1,9 @@
 """Find where an error starts, and name a likely cause.
 
-The error starts in the first part of the model whose own error is beyond its gate. For that part, we compute the tensor
-that each known mistake would give, and name the mistake whose tensor is nearest to the artifact's if it is close. This
-uses only the first ``TOKENS`` tokens, which keeps dense matrices small. Later tokens do not change the rows of these: L
-is triangular, so its leading block is the L of the leading tokens.
+The error starts in the first part of the model whose own error (:mod:`.own_errors`) is beyond its gate. For that part,
+we compute the tensor that each known mistake would give, and report the mistake whose tensor is nearest to the
+artifact's if it is close. Only the first ``TOKENS`` tokens are used, which keeps the dense matrices E and L small.
+Later tokens do not change the result: L is lower triangular, so its leading block is the L of the leading tokens.
 
 Shapes: KV key/value heads, P cached tokens, n new tokens, T first tokens of the scenario (≤ ``TOKENS``), D head width.
 """
@@ -36,10 +36,10 @@ from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = 512  # tokens, from the first on, that are searched for causes: E of one head, in float64, takes 2 MiB
-FITS = 0.25  # a guess explains an error if its tensor leaves at most this share of the error
-CONFINED = 0.95  # a hint names a head, or one or two features, in which at least this share of an error's energy lies
-LARGE = 0.3  # relative error beyond which a tensor looks like another layer's
+TOKENS = 512  # causes are searched for in the first 512 tokens: E of one head, in float64, then takes 2 MiB
+FITS = 0.25  # a guess explains an error if its tensor's distance from the guess is at most this share of it
+CONFINED = 0.95  # a hint names a head, or one or two features, that have at least this share of the squared error
+LARGE = 0.3  # a tensor with a larger relative error may belong to another layer
 LOW_E = "E (the exponentials) is in {}; it must be float32."
 WORDS = {UNIT: "1", TRAINING: "training's"}
 
@@ -48,10 +48,10 @@ WORDS = {UNIT: "1", TRAINING: "training's"}
 class Explanation:
     """Where an error starts, and why."""
 
-    scenarios: tuple[str, ...]  # those that were run again, by name; first the one that failed, if any
-    findings: tuple[WorstOwnError, ...] = ()  # by scenario and part: the first own error that failed, else the largest
+    scenarios: tuple[str, ...]  # names of the scenarios that were rerun; the one that failed, if any, comes first
+    findings: tuple[WorstOwnError, ...] = ()  # by scenario and part: the first error beyond the gate, else the largest
     hint: str = ""  # a likely cause of the first own error beyond its gate
-    unavailable: str | None = None  # why the layers could not be run by themselves
+    unavailable: str | None = None  # why the layers could not be run one by one
 
     @property
     def origin(self) -> WorstOwnError | None:
@@ -65,7 +65,7 @@ class Explanation:
         return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
 
     def sentence(self, failed: bool, unproven: bool = False) -> str:
-        """Say where errors start, or why that is unknown; empty unless an own error failed or an argument is true."""
+        """Say where errors start, or why that is unknown; empty if no own error failed and both arguments are False."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -85,8 +85,8 @@ class Explanation:
         if not failed:
             return found
         return (
-            f"{found} So no layer is wrong by itself: either many small errors add up, or what connects calls (the "
-            "cache, masks, positions) is wrong."
+            f"{found} So no layer is wrong by itself: either many small errors add up, or what is passed between calls "
+            "(the cache, masks, positions) is wrong."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def explain(
     *,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find the layer and the part in which the error of the candidate's ``layers`` starts, in the targets' scenarios.
+    """Rerun the targets' scenarios to find the layer and part in which the error of the candidate's ``layers`` starts.
 
-    The hint is about the first of the targets that fail in the earliest part. Models are opened one after the other.
+    The hint is about the earliest part that fails, in the first scenario where it does. Models are opened in turn.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -174,17 +174,17 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
     part, described = first.part, layers.layers[first.part.layer]
     rows = {(tensor.name.removesuffix(SCALE), tensor.sort) for tensor in described.cache}
     if rows != {("key", "rows"), ("value", "rows")}:
-        return f"It is a layer of kind {described.kind}: no guesses are made about what is wrong in it."
+        return f"There are no hints for layers of kind {described.kind}."
     values = "Y" if described.solves else "V"
     if part.word == "output":
         where = "its queries, its attention, its output projection or its MLP"
-        return f"Its K and {values} are right, so the error arises behind them: {where}."
+        return f"Its K and {values} are right, so the error arises after them: {where}."
     evidence = gather(layers, inside, first, tick)
     if evidence is None:
-        return f"The error appears only after token {TOKENS}; causes are looked for in the tokens before it."
+        return f"The error appears only after token {TOKENS}; causes are searched for only before it."
     if not np.isfinite(evidence.keys if part.word == "K" else evidence.solved).all():
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
-        return f"It holds NaN or infinity.{before}"
+        return f"It contains NaN or infinity.{before}"
     if part.word == "K":
         return _keys_hint(evidence, layers.config.rope(part.layer), values)
     return _solved_hint(evidence, described.solves)
@@ -192,21 +192,21 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer computed, fed in the way that failed (in each call, for its worst batch row), and what is right."""
+    """K, V and Y of one layer, from the reference and from the candidate's calls that were fed as the failed one."""
 
-    keys: Array  # K that the candidate's layer computes on the reference's inputs, float64 (KV, n, D)
-    values: Array  # its V, likewise
-    solved: Array  # its Y, likewise
+    keys: Array  # K that the candidate computes on the reference's inputs, in the worst batch rows, float64 (KV, n, D)
+    values: Array  # the same for V
+    solved: Array  # the same for Y
     wanted: tuple[Array, Array, Array]  # the reference's K, V and Y of the first TOKENS tokens, float64 (KV, T, D)
-    positions: Array  # of the n rows in the sequence, (n,)
-    decode: bool  # whether each row was a call of its own
+    positions: Array  # positions of the n rows in the sequence, (n,)
+    decode: bool  # whether each row was computed by a decode step of its own
     diagonal: str = UNIT  # the kind of L's diagonal in this layer, one of DIAGONALS
     eps: float = 0.0  # the model's rms_norm_eps
 
     def solve(self, e: Array, diagonal: float | Array | None = None) -> Array:
         """Solve ``L Y = V`` in float64 for the rows, with E ``(KV, n, T)`` and the reference's Y of cached tokens.
 
-        ``diagonal`` is that of L, one number or one for each row, ``(KV, n, 1)``; None: the layer's own.
+        ``diagonal`` of L is one number or one for each row, ``(KV, n, 1)``; None: the layer's own.
         """
         diagonal = self.diagonal_of(self.diagonal) if diagonal is None else diagonal
         past, v = self.wanted[2], self.values.astype(np.float64)
@@ -226,7 +226,7 @@ class Evidence:
     def kernel(self, dtype: str = "float64") -> Array:
         """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of the rows against T tokens, ``(KV, n, T)``, K̂ rounded to ``dtype``."""
         columns = self.wanted[0]
-        if not self.decode:  # rows of one call see each other's keys as the candidate has them
+        if not self.decode:  # within one call, rows use the candidate's keys
             columns = columns.copy()
             columns[:, self.positions] = self.keys
         left, right = (rounded(normalized(keys, self.eps), dtype) for keys in (self.keys, columns))
@@ -264,7 +264,7 @@ def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick
 
 
 def solve_tensors(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
-    """Return K, V and Y of a layer that caches keys and values; in a layer without a solve, Y is V."""
+    """Return K, V and Y of a layer that caches keys and values; without a solve, Y is V."""
     rows, given = states.cached[layer], states.given[layer]
     return rows["key"], rows["value"] if given is None else given, rows["value"]
 
@@ -282,7 +282,7 @@ def _keys_hint(evidence: Evidence, rope: Rope | None, values: str) -> str:
         bare = turned(wanted, rope, -evidence.positions)
         guesses.append(("Rotary embedding is missing: these keys are not rotated.", bare))
     return _best(guesses, evidence.keys, wanted) or _confined(
-        evidence.keys, wanted, "A weight that K is made from (k_proj, or the norm before it) is not the checkpoint's"
+        evidence.keys, wanted, "A weight that computes K (k_proj, or the norm before it) is not the checkpoint's"
     )
 
 
@@ -300,9 +300,9 @@ def _solved_hint(evidence: Evidence, solves: bool) -> str:
     guesses = [
         ("Y equals V: the solve was left out.", evidence.values),
         ("This is K: K and Y are swapped in the cache.", evidence.wanted[0][:, evidence.positions]),
-        ("The cached tokens have no part in the solve.", evidence.solve(np.where(own, e, 0.0))),
+        ("The solve ignores the cached tokens.", evidence.solve(np.where(own, e, 0.0))),
         (
-            "Scores are made from keys rounded to bfloat16; they must be float32.",
+            "E is computed from keys rounded to bfloat16; they must be float32.",
             evidence.solve(evidence.kernel("bfloat16")),
         ),
     ]
@@ -338,7 +338,7 @@ def rounded(values: Array, dtype: str) -> Array:
 def substitute(e: Array, values: Array, past: Array) -> Array:
     """Solve ``L Y = V`` row by row: ``Y_i = V_i − Σ_{j<i} E_ij Y_j``; return Y of the new tokens, float64.
 
-    Of E ``(KV, n, P + n)`` only what is left of the diagonal counts; V is ``(KV, n, D)``, the cached Y ``(KV, P, D)``.
+    Of E ``(KV, n, P + n)`` only the part left of the diagonal is used; V is ``(KV, n, D)``, cached Y ``(KV, P, D)``.
     """
     y = np.concatenate([past, np.empty(values.shape)], axis=1)
     for i, stop in enumerate(range(past.shape[1], y.shape[1])):
@@ -347,7 +347,7 @@ def substitute(e: Array, values: Array, past: Array) -> Array:
 
 
 def turned(keys: Array, rope: Rope, shift: Array) -> Array:
-    """Rotate keys ``(KV, n, D)``, which have their rotary positions already, by ``shift`` ``(n,)`` more positions."""
+    """Rotate keys ``(KV, n, D)``, to which RoPE has been applied, by ``shift`` ``(n,)`` more positions."""
     from lucid_deploy.model.rope import inverse_frequencies
 
     angles = shift[:, None] * inverse_frequencies(rope, keys.shape[-1]).double().numpy()  # (n, D/2)
@@ -362,19 +362,19 @@ def _distance(actual: Array, wanted: Array) -> float:
 
 
 def _best(guesses: list[tuple[str, Array]], actual: Array, wanted: Array) -> str | None:
-    """Return the text of the guess nearest to ``actual``, if it leaves little of the error; else None."""
+    """Return the text of the guess nearest to ``actual`` if it explains most of the error; else None."""
     left = [(_distance(actual, guess), text) for text, guess in guesses]
     distance, text = min((pair for pair in left if math.isfinite(pair[0])), default=(math.inf, ""))
     return text if distance <= FITS * _distance(actual, wanted) else None
 
 
 def _confined(actual: Array, wanted: Array, cause: str) -> str:
-    """Add to a cause whether the error is a constant factor, lies in one head (or one or two features), or is large."""
+    """Add to a cause whether the error is a constant factor, is in one head (or one or two features), or is large."""
     error = np.square(actual - wanted).sum(axis=1)  # (KV, D)
     total, head = error.sum(), int(error.sum(axis=1).argmax())
     factor = float(np.vdot(wanted, actual) / np.vdot(wanted, wanted))
     if _distance(actual, factor * wanted) <= FITS * _distance(actual, wanted):
-        return f"{cause}: it is the right one times {factor:.5g}."
+        return f"{cause}: it is the correct one times {factor:.5g}."
     if error[head].sum() >= CONFINED * total:
         order = np.argsort(-error[head])
         count = int(np.searchsorted(np.cumsum(error[head][order]), CONFINED * total)) + 1

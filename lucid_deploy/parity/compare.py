@@ -1,4 +1,4 @@
-"""Run a candidate session through its targets and compare what it computes."""
+"""Run a candidate session over its targets' scenarios and compare what it computes with the targets."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from lucid_deploy.parity.targets import Target, Targets
 from lucid_deploy.runtimes.session import Session
 from lucid_deploy.version import __version__
 
-_distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
+_distributions = functools.cache(importlib.metadata.packages_distributions)  # slow: reads every package's file list
 
 
 def check(session: Session[Any], targets: Targets, *, progress: Progress | None = None) -> Verification:
-    """Run a session over every token sequence, fed in every way; compare what it computes with the targets.
+    """Run a session over every scenario in every schedule; compare what it computes with the targets.
 
-    A failed gate is part of the result, not an exception; a result of the wrong shape raises CheckFailed.
+    A failed gate is part of the result, not an exception.
 
     Raises:
-        ValueError: The session computes, or caches, in another type than the targets are for.
+        ValueError: The session's dtype or cache dtype is not the one that the targets were derived for.
+        CheckFailed: The session's cache has the wrong shape or number of tokens.
     """
     _check_precision(session, targets)
     no_drafts = session.multi_token_unsupported_reason or ""
@@ -70,7 +71,7 @@ def _check_precision(session: Session[Any], targets: Targets) -> None:
 def _run(
     session: Session[Any], targets: Targets, schedules: Sequence[Schedule], progress: Progress | None
 ) -> tuple[list[Comparison], list[FreeRun]]:
-    """Return all comparisons, ordered by scenario, and the free runs of the greedy scenarios."""
+    """Return all comparisons, grouped by scenario, and the free runs of the greedy scenarios."""
     by_name = {target.scenario.name: target for target in targets.items}
     scenarios = [target.scenario for target in targets.items]
     groups = [(way, group) for way in schedules for group in batches(scenarios, way, session.batch_limit)]
@@ -101,7 +102,7 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
     found = [
         compare_rows(
             trace.tensors[tensor],
-            # Where fewer tokens are decoded, logits begin later.
+            # Logits start later in schedules that decode fewer tokens.
             rows.from_position(trace.tensors[tensor].start) if tensor.is_logits else rows,
             tensor,
             gates[tensor],
@@ -120,8 +121,8 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
 def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, FreeRun]:
     """Compare the logits of a free run, up to and including the first step whose token is not PyTorch's.
 
-    After that step the contexts differ and nothing can be compared. Up to it, a forced session and one that runs
-    freely make the same calls with the same inputs, so the forced run's logits are those of the free one.
+    After that step the contexts differ and nothing can be compared. Until then, a run with forced tokens and a free
+    run make the same calls with the same inputs, so the forced run's logits are used.
     """
     scenario, wanted = target.scenario, target.reference.logits
     differs = np.append(forced.values[0, :-1].argmax(axis=-1) != scenario.forced, True)  # (S + 1,)
@@ -134,7 +135,7 @@ def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, F
 
 
 def _environment(packages: Sequence[str]) -> dict[str, Any]:
-    """Return machine and versions; ``packages`` are import names, whose versions are read without importing them."""
+    """Describe the machine and the versions of packages (import names), which are not imported for this."""
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
     installed = _distributions()
     for package in ("numpy", "torch", *packages):

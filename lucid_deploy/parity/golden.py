@@ -1,7 +1,7 @@
-"""Golden files: what other code, such as a model's training code, computed for some tokens, as safetensors.
+"""Read golden files: safetensors with results that other code, such as training code, computed for given tokens.
 
-``docs/verification.md`` has the format. A file is read and checked against the model before anything is run. Its
-numbers carry rounding of their own, which :func:`add_golden` adds to the gates.
+``docs/verification.md`` describes the format. A file is read and checked against the model before anything is run.
+:func:`add_golden` widens the gates by the rounding errors of the recorded results.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ KIND = "golden file"
 VERSION = "1"
 IDS, LOGITS = "input_ids", "logits"
 AGAIN = "Write it again with examples/dump_golden.py."
-STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # type by safetensors' name
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # dtype by its safetensors name
 INTEGERS = ("I64", "I32", "U32", "I16", "U16", "U8")
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden file that fits a model."""
+    """The contents of a golden file that was checked against a model."""
 
     path: Path
-    ids: Array  # the tokens, int64 (B, T)
-    tensors: dict[TensorId, TensorRows]  # (B, T, F) each; of a layer over a window, perhaps the last rows only
-    computed_in: str  # type that the recording model computed in
-    stored: dict[TensorId, str]  # type that each tensor is stored in
-    model: str = ""  # what the file says about the model, for people
+    ids: Array  # token ids, int64 (B, T)
+    tensors: dict[TensorId, TensorRows]  # (B, T, F) each; for a layer over a window, perhaps only the last rows
+    computed_in: str  # dtype that the recording model computed in
+    stored: dict[TensorId, str]  # dtype that each tensor is stored in
+    model: str = ""  # description of the model in the file, for people
 
     def reference(self, tokens: int) -> Reference:
-        """Describe this file as a reference of which ``tokens`` tokens of each row are compared."""
+        """Return a description of this file as a reference; ``tokens`` is how many tokens of each row are compared."""
         by, whole = f" by {self.model}" if self.model else "", self.ids.shape[1]
         words = f"the golden file {self.path}, recorded{by} in {self.computed_in}"
         cut = "" if tokens == whole else f"Of its {whole:,} tokens in a row, the first {tokens:,} were compared."
@@ -56,8 +56,8 @@ class Golden:
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
         """Return two scenarios for each row (one for 2 tokens): a prompt with decode steps, and a prompt of 1 token.
 
-        The first is fed by every schedule but "in turns"; its logits are compared from its prompt's last token on,
-        and from later tokens on by schedules that decode fewer. The second is fed one-shot only, and all its logits are
+        Every schedule but "in turns" feeds the first; its logits are compared from the last prompt token on, or later
+        in schedules that decode fewer tokens. Only the one-shot schedule feeds the second, and all its logits are
         compared. Rows are cut to :meth:`tokens_used`.
         """
         found = []
@@ -71,12 +71,12 @@ class Golden:
         return found
 
     def tokens_used(self, limit: int, workload: Workload) -> int:
-        """Return how many tokens of a row are run: what ``limit`` allows with padding, less in a reduced workload."""
+        """Return how many tokens of a row are run: as many as fit ``limit`` with padding, or the reduced workload."""
         tokens = min(self.ids.shape[1], limit - PADDING)
         return tokens if workload.has_all_sequences else min(tokens, workload.prompt_tokens + workload.steps)
 
     def trace(self, scenario: Scenario) -> Trace | None:
-        """Return what was recorded for a scenario; None for one that is not of this file."""
+        """Return the recorded trace of a scenario; None if the scenario is not from this file."""
         for row in range(len(self.ids)):
             if scenario.name in (row_name(row), f"{row_name(row)}, decoded"):
                 return Trace({name: _part(rows, row, scenario.length) for name, rows in self.tensors.items()})
@@ -89,20 +89,20 @@ def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
 
 
 def row_name(row: int) -> str:
-    """Return the name of a row's scenario for reports; ``row`` counts from 0."""
+    """Return the name of a row's scenario, which counts from 1; ``row`` counts from 0."""
     return f"golden {row + 1}"
 
 
 def open_golden(
     path: str | Path | None, config: LucidConfig, layers: tuple[LayerDescription, ...], artifact: Artifact | None
 ) -> Golden | None:
-    """Read the golden file at ``path``, if any; LucidError for a quantized artifact, whose results differ from it."""
+    """Read the golden file at ``path``, if any; raise LucidError for a quantized artifact, whose results differ."""
     if path is None:
         return None
     if artifact is not None and artifact.manifest.quantization is not None:
         raise LucidError(
             f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. "
-            "Verify it without --golden, which compares every weight with the checkpoint's. For --golden, export a "
+            "Verify it without --golden: this compares every weight with the checkpoint's. For --golden, export a "
             "checkpoint that is not quantized, without --quantize."
         )
     return read_golden(path, config, layers)
@@ -129,15 +129,15 @@ def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescri
                 x = file.get_tensor(name)
                 read[name] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     except (SafetensorError, OSError) as error:
-        raise LucidError(f"{path} is no whole safetensors file ({in_one_line(error)}). {AGAIN}") from error
+        raise LucidError(f"{path} is not a valid safetensors file ({in_one_line(error)}). {AGAIN}") from error
     _check_values(path, read, config)
     ids = read.pop(IDS).astype(np.int64)
     ids_of = {name: tensor for name, (tensor, _) in known.items()}
     ids_of[LOGITS] = TensorId(len(layers), KINDS.index(LOGITS))
     stored = {ids_of[name]: STORED[types[name]] for name in read}
-    computed_in = metadata.get("computed_in", max(stored.values(), key=UNIT.__getitem__))  # by default the coarsest
+    computed_in = metadata.get("computed_in", max(stored.values(), key=UNIT.__getitem__))  # else the coarsest dtype
     if computed_in not in UNIT:
-        raise LucidError(f"{path}: computed_in is {computed_in!r} in its metadata; it is one of {', '.join(UNIT)}.")
+        raise LucidError(f"{path}: computed_in is {computed_in!r} in its metadata, not one of {', '.join(UNIT)}.")
     rows = {ids_of[name]: _rows(x, ids.shape[1]) for name, x in read.items()}
     return Golden(path, ids, rows, computed_in, stored, metadata.get("model", ""))
 
@@ -145,13 +145,13 @@ def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescri
 def _check_version(path: Path, metadata: dict[str, str]) -> None:
     version = metadata.get("golden_version")
     if version is None:
-        raise LucidError(f"{path} has no golden_version in its metadata, so it is no golden file. {AGAIN}")
+        raise LucidError(f"{path} has no golden_version in its metadata, so it is not a golden file. {AGAIN}")
     if version != VERSION:
         raise LucidError(f"{path} has golden_version {version}; this version reads {VERSION}. {AGAIN}")
 
 
 def _tensors_of(layers: tuple[LayerDescription, ...]) -> dict[str, tuple[TensorId, CacheTensor]]:
-    """Return the cached keys and values that a golden file may hold, by their names there."""
+    """Return the cached keys and values that a golden file may contain, by their names there."""
     return {
         f"layers.{index}.{tensor.name}": (TensorId.of(index, place, tensor, layer), tensor)
         for index, layer in enumerate(layers)
@@ -167,14 +167,14 @@ def _check_headers(
     known: dict[str, tuple[TensorId, CacheTensor]],
     config: LucidConfig,
 ) -> None:
-    """Refuse a file that lacks tensors, holds unknown ones, or has types or shapes that do not fit this model."""
+    """Raise LucidError if tensors are missing or unknown, or if dtypes or shapes do not fit this model."""
     if missing := [name for name in (IDS, LOGITS) if name not in types]:
         raise LucidError(f"{path} has no tensor {missing[0]}. {AGAIN}")
     if types[IDS] not in INTEGERS:
-        raise LucidError(f"{path}: input_ids holds {types[IDS]}; token ids are whole numbers. {AGAIN}")
+        raise LucidError(f"{path}: input_ids has the type {types[IDS]}; token ids must be integers. {AGAIN}")
     if len(shapes[IDS]) != 2 or shapes[IDS][0] < 1 or shapes[IDS][1] < 2:
         raise LucidError(
-            f"{path}: input_ids has the shape {shapes[IDS]}; it takes [batch, tokens], with 2 tokens at least, one to "
+            f"{path}: input_ids has the shape {shapes[IDS]}; it must be [batch, tokens] with at least 2 tokens, one to "
             "prefill and one to decode."
         )
     batch, tokens = shapes[IDS]
@@ -183,33 +183,33 @@ def _check_headers(
             continue
         if name != LOGITS and name not in known:
             raise LucidError(
-                f"{path} has a tensor {name}. A golden file holds input_ids, logits, and layers.N.key and "
+                f"{path} has a tensor {name}. A golden file may contain only input_ids, logits, and layers.N.key and "
                 f"layers.N.value for layers of this model that cache them. Remove or rename it. {AGAIN}"
             )
         if types[name] not in STORED:
-            raise LucidError(f"{path}: {name} holds {types[name]}; it takes one of {', '.join(STORED)}. {AGAIN}")
+            raise LucidError(f"{path}: {name} has the type {types[name]}, not one of {', '.join(STORED)}. {AGAIN}")
         wanted, layout = [batch, tokens, config.vocab_size], "[batch, tokens, vocabulary]"
         if name != LOGITS:
             tensor = known[name][1]
             heads, width = tensor.shape
-            # A layer over a window drops its first rows, so fewer rows than tokens may be recorded: the last ones.
+            # A layer over a window drops its first rows, so only the last rows may have been recorded.
             is_cut = tensor.sort == "ring" and len(shape) == 4 and 0 < shape[2] <= tokens
             wanted = [batch, heads, shape[2] if is_cut else tokens, width]
             layout = "[batch, key/value heads, tokens, width]"
         if shape != wanted:
             raise LucidError(
-                f"{path}: {name} has the shape {shape}; with these input_ids and this model it would be {wanted}, "
+                f"{path}: {name} has the shape {shape}; with these input_ids and this model it must be {wanted}, "
                 f"{layout}. It was recorded with another model or other tokens."
             )
 
 
 def _check_values(path: Path, read: dict[str, Array], config: LucidConfig) -> None:
-    """Refuse token ids outside the vocabulary, NaN and infinity."""
+    """Raise LucidError for token ids outside the vocabulary, NaN and infinity."""
     ids = read[IDS]
     wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
     if len(wrong):
         raise LucidError(
-            f"{path}: input_ids holds {wrong[0]}, which is outside the model's vocabulary (0 to "
+            f"{path}: input_ids contains {wrong[0]}, which is outside the model's vocabulary (0 to "
             f"{config.vocab_size - 1}). It was recorded with another model."
         )
     for name, x in read.items():
@@ -217,13 +217,13 @@ def _check_values(path: Path, read: dict[str, Array], config: LucidConfig) -> No
         if len(bad):
             position = bad[0][1] if name == LOGITS else bad[0][2] + ids.shape[1] - x.shape[2]
             raise LucidError(
-                f"{path}: {name} holds NaN or infinity (first in row {bad[0][0]} at position {position}), so the "
+                f"{path}: {name} contains NaN or infinity (first in row {bad[0][0]} at position {position}), so the "
                 "recording model failed there. Record it in a wider type."
             )
 
 
 def _rows(x: Array, tokens: int) -> TensorRows:
-    """Return logits as they are; keys or values ``(B, KV, n, D)`` of the last n of ``tokens`` as rows ``(B, n, F)``."""
+    """Return logits unchanged; reshape the last n keys or values ``(B, KV, n, D)`` to rows ``(B, n, F)``."""
     if x.ndim == 3:
         return TensorRows(x)
     return TensorRows(x.transpose(0, 2, 1, 3).reshape(len(x), x.shape[2], -1), tokens - x.shape[2])
@@ -232,16 +232,16 @@ def _rows(x: Array, tokens: int) -> TensorRows:
 def add_golden(
     targets: Targets, golden: Golden, in_precision: Callable[[str], Session[Any]], progress: Progress | None = None
 ) -> Targets:
-    """Return the targets, with the recorded tensors added to the scenarios that are the golden file's.
+    """Return the targets with the recorded tensors added to the golden file's scenarios.
 
-    ``in_precision`` opens our own PyTorch model in a given type, to measure what rounding to that type costs.
+    ``in_precision`` opens our own PyTorch model in a dtype, to measure its rounding errors; LucidError if it overflows.
     """
     found = {item.scenario.name: trace for item in targets.items if (trace := golden.trace(item.scenario)) is not None}
     recorded = [item for item in targets.items if item.scenario.name in found]
     reference = golden.reference(max(item.scenario.length for item in recorded))
-    # At best float32: even in a float64 model, code commonly casts norms, softmax and rotary angles to float32.
+    # Assume at best float32: even float64 models commonly cast norms, softmax and rotary angles to float32.
     precision, errors = max(golden.computed_in, "float32", key=UNIT.__getitem__), None
-    if UNIT[precision] > UNIT[targets.dtype]:  # recorded more coarsely than the candidate computes
+    if UNIT[precision] > UNIT[targets.dtype]:  # the recording model's precision was lower than the candidate's
         errors = _errors_in(precision, recorded, in_precision(precision), progress)
 
     def with_golden(item: Target) -> Target:
@@ -256,10 +256,10 @@ def add_golden(
 def _errors_in(
     dtype: str, items: list[Target], session: Session[Any], progress: Progress | None
 ) -> dict[TensorId, float]:
-    """Return what rounding in a type costs our own model: by tensor, the largest relative L2 error of any position."""
+    """Return our own model's rounding errors in a dtype: by tensor, the largest relative L2 error of any position."""
     scenarios = [item.scenario for item in items]
     total = sum(ONE_SHOT.calls(group[0]) for group in equal_lengths(scenarios))
-    meter = CallCounter(progress, f"PyTorch in {dtype}: what recording in it cost", total)
+    meter = CallCounter(progress, f"PyTorch in {dtype}: rounding errors of the golden file", total)
     traces = record_all(session, scenarios, ONE_SHOT, meter.tick)
     errors: dict[TensorId, float] = {}
     for item in items:
@@ -268,8 +268,8 @@ def _errors_in(
             error = float(position_errors(actual.values, wanted.values, tensor.accumulated).max())
             if not error < float("inf"):
                 raise LucidError(
-                    f"The model gives NaN or infinity in {dtype} ({tensor}), in which the golden file was recorded: "
-                    "what rounding cost there is unknown. Record it in a wider type."
+                    f"The model gives NaN or infinity in {dtype} ({tensor}), in which the golden file was recorded, "
+                    "so its rounding errors are unknown. Record it in a wider type."
                 )
             errors[tensor] = max(errors.get(tensor, 0.0), error)
     return errors
@@ -282,10 +282,10 @@ def rounding_of(
     stored: Mapping[TensorId, str],
     errors: Mapping[TensorId, float] | None,
 ) -> dict[TensorId, float]:
-    """Return how much each tensor's gate is widened for the rounding of other code, which computed in ``precision``.
+    """Return how much to widen each tensor's gate for rounding errors of other code that computed in ``precision``.
 
-    ``gates`` are our own model's, derived for ``dtype``; ``stored`` are the types in the file. ``errors`` are our own
-    model's in ``precision``; None: the baseline's, times the ratio of the two types' units in the last place.
+    ``gates`` are our own model's, derived for ``dtype``; ``stored`` are the dtypes in the file. ``errors`` are our own
+    model's in ``precision``; None: the baseline's, times the ratio of the two dtypes' units in the last place.
     """
     share = UNIT[precision] / UNIT[dtype]
     return {

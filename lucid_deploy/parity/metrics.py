@@ -1,7 +1,7 @@
-"""Measure how far a tensor is from its reference, in float64 with numpy alone.
+"""Measure the error of a tensor against its reference, in float64 with numpy alone.
 
-Every tensor comes as rows, one per position: ``(B, T, F)``, B batch rows, T positions, F features. A reference has one
-batch row, with which every batch row of the other tensor is compared.
+Every tensor has one row per position: ``(B, T, F)``, B batch rows, T positions, F features. A reference has one batch
+row, with which every batch row of the other tensor is compared.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lucid_deploy.runtimes.session import Array
 
 @dataclass(frozen=True)
 class TensorMetrics:
-    """Errors of one tensor; the worst batch row counts."""
+    """Errors of one tensor, each from the worst batch row."""
 
     max_abs: float  # largest absolute difference of an element
-    relative_l2: float  # norm of the difference over the norm of the reference, the whole tensor at once
+    relative_l2: float  # norm of the difference over the norm of the reference, both of the whole tensor
     worst_position_error: float  # largest relative L2 error of a position
     worst_position: int  # index of that position among the rows; in a Comparison, position in the sequence
 
@@ -32,8 +32,8 @@ class LogitMetrics:
     kl_max: float
     positions: int
     agreed: int  # positions with the same most likely token
-    near_ties: int  # positions with another one, whose reference logit is within tie_margin of the largest
-    disagreed: int  # the rest of those with another one: beyond tie_margin, or among logits that are not finite
+    near_ties: int  # positions with another token, whose reference logit is within tie_margin of the largest
+    disagreed: int  # all other positions with another token: beyond tie_margin, or with logits that are not finite
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
@@ -41,12 +41,12 @@ def position_errors(actual: Array, reference: Array, accumulated: bool = False) 
 
     The scale is the norm of the reference at that position. For tensors that are ``accumulated`` it is the largest norm
     at that position or any before it. Y is such a tensor: ``Y_i = V_i − Σ_{j<i} L_ij Y_j`` with ``0 ≤ L_ij ≤ 1``. Where
-    a token repeats without position encoding, the terms cancel almost entirely, and what is left of Y_i is the rounding
-    errors of V_i and Y_j in every precision, float64 included. Attention's output is a weighted sum of rows Y_j, to
-    which so small a row adds almost nothing; so its error is measured against the largest row so far.
+    a token repeats without position encoding, the terms cancel almost entirely, and Y_i consists of the rounding errors
+    of V_i and Y_j in every precision, float64 included. Attention's output is a weighted sum of rows Y_j, to which so
+    small a row adds almost nothing, so its error is measured against the largest row so far.
 
     Returns:
-        Float64 ``(T,)``, the worst of the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the
+        Float64 ``(T,)``, the maximum over the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the
         actual row is zero too, else infinity.
     """
     return _errors(actual.astype(np.float64) - reference, reference, accumulated)
@@ -63,12 +63,12 @@ def _errors(difference: Array, reference: Array, accumulated: bool) -> Array:
 
 
 def _norms(rows: Array) -> Array:
-    """Return the L2 norms over the last axis, without another array of the rows' size."""
+    """Return the L2 norms over the last axis without allocating another array of the rows' size."""
     return np.asarray(np.sqrt(np.einsum("...f,...f->...", rows, rows)))
 
 
 def zero_errors(reference: Array, accumulated: bool = False) -> Array:
-    """Return what :func:`position_errors` gives for a tensor of zeros: float64 ``(T,)``, 0 where zeros are right."""
+    """Return the :func:`position_errors` of a tensor of zeros: float64 ``(T,)``, 0 where the reference is zero."""
     norms = _norms(reference[0].astype(np.float64))  # (T,)
     scale = np.maximum.accumulate(norms) if accumulated else norms
     return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
@@ -97,7 +97,7 @@ def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -
 def kl_divergence(actual: Array, reference: Array) -> Array:
     """Return the KL divergence ``Σ p·(log p − log q)`` in nats over the last axis, in float64.
 
-    p is the softmax of the reference, q of the actual logits. Clipped at zero, since rounding alone may give −1e-17.
+    p is the softmax of the reference, q that of the actual logits. Clipped at zero, since rounding may give −1e-17.
     """
     log_q, log_p = log_softmax(actual), log_softmax(reference)
     with np.errstate(invalid="ignore"):
@@ -105,16 +105,16 @@ def kl_divergence(actual: Array, reference: Array) -> Array:
 
 
 def log_softmax(logits: Array) -> Array:
-    """Return the logarithms of the tokens' probabilities, in float64."""
+    """Return the log-softmax of logits over the last axis, in float64."""
     with np.errstate(invalid="ignore"):
         shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def tie_margin(reference: Array, gate: float) -> float:
-    """Return the largest difference of two of the logits ``(vocab,)`` that an error within the gate may overturn.
+    """Return the largest difference of two logits ``(vocab,)`` whose order an error within the gate may reverse.
 
-    If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it moves the difference of two logits by at most
+    If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it changes the difference of two logits by at most
     ``|e_a − e_b| ≤ √2·‖e‖``.
     """
     return math.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
@@ -123,7 +123,7 @@ def tie_margin(reference: Array, gate: float) -> float:
 def logit_metrics(actual: Array, reference: Array, gate: float) -> LogitMetrics:
     """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
 
-    The gate, the largest allowed relative L2 error of a position, decides which other tokens are near-ties.
+    The gate, the largest allowed relative L2 error of a position, decides which differing tokens are near-ties.
     """
     divergence = kl_divergence(actual, reference)  # (B, T)
     chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)

@@ -1,7 +1,7 @@
-"""The PyTorch model in float64; the weights of linear layers and embeddings are cast only while they are used.
+"""Build the PyTorch model in float64 with weights of linear layers and embeddings that are cast while they are used.
 
 This saves memory: 1.1 billion parameters in float64 take 8.8 GB. A reference runs few calls of many tokens, so casting
-costs little beside the products. These weights stay in their memory-mapped files.
+costs little beside the matrix products. The weights stay in their memory-mapped files.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from lucid_deploy.model.float64 import types_as_written
 from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.model.parts import Head
 
-Load = Callable[[str], Tensor]  # from a parameter's name to its value, of any float type
-ELEMENTS = 1 << 23  # most elements of a weight that are cast at a time: 64 MiB in float64
+Load = Callable[[str], Tensor]  # from a parameter's name to its value, of any floating-point type
+ELEMENTS = 1 << 23  # at most this many elements of a weight are cast at a time: 64 MiB in float64
 
 
 def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
-    """Return a model that computes in float64, without keeping the weights of linear layers and embeddings.
+    """Return a model that computes in float64 without storing the weights of linear layers and embeddings.
 
-    ``load`` returns a parameter by name, also a tied ``lm_head.weight``. Linear layers and embeddings load at each run.
+    ``load`` returns a parameter by name, even a tied ``lm_head.weight``; these layers call it in every forward pass.
     """
 
     def load_as_stored(name: str) -> Tensor:
-        with types_as_written():  # the model may run in a context that turns float32 into float64
+        with types_as_written():  # the model may run in a context that replaces float32 by float64
             return load(name)
 
     with torch.device("meta"):
         model = make_model(config)
     for name, module in list(model.named_modules()):
-        if type(module) in (nn.Linear, nn.Embedding, Head):  # a subclass computes something of its own
+        if type(module) in (nn.Linear, nn.Embedding, Head):  # not subclasses, which compute something else
             wanted: nn.Module = _Embedding(load_as_stored, name, config.hidden_size)
             if isinstance(module, nn.Linear):
                 wanted = _Linear(load_as_stored, name, module.bias is not None)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wanted)
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-        if parameter.is_meta and parameter.numel():  # all others: small, except experts' and subclasses' weights
+        if parameter.is_meta and parameter.numel():  # all others are small, except experts' and subclasses' weights
             parent, _, child = name.rpartition(".")
             value = load(name).double()
             setattr(
@@ -54,7 +54,7 @@ def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
 
 
 class _Linear(nn.Module):
-    """A linear layer, the head included, that reads its weight when it runs."""
+    """A linear layer or language model head that loads its weight in every forward pass."""
 
     def __init__(self, load: Load, name: str, bias: bool) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Linear(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """An embedding that reads its weight when it runs; its own ``weight`` is empty and only tells the type."""
+    """An embedding that loads its weight in every forward pass; its ``weight`` is empty and only has the dtype."""
 
     def __init__(self, load: Load, name: str, width: int) -> None:
         super().__init__()

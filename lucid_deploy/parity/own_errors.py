@@ -1,8 +1,8 @@
-"""Measure each layer's own error: what it gets wrong on the float64 reference's inputs.
+"""Measure each layer's own error: its error when it runs on the float64 reference's inputs.
 
-Every layer runs on the reference's residual stream and on its K and Y of the tokens before, so errors of earlier layers
-do not reach it. The gate is derived as all gates are: ``FACTOR`` times the largest own error of any position that the
-PyTorch model makes in the same precision, fed in the same ways.
+Every layer gets the reference's residual stream and the reference's K and Y of earlier tokens, so errors of earlier
+layers do not reach it. The gate is derived as all gates are: ``FACTOR`` times the largest own error at any position of
+the PyTorch model in the same precision, fed in the same ways, but at least ``FLOOR_UNITS`` units in the last place.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "pad
 
 @dataclass(frozen=True)
 class ReferenceStates:
-    """What the reference's layers compute in one scenario."""
+    """The results of the reference's layers in one scenario."""
 
     scenario: Scenario
-    states: LayerStates  # of all tokens in one prefill, in float64
-    logits: Array  # of the last prompt token and every token after it, (1, S + 1, vocab)
+    states: LayerStates  # of one prefill of all tokens, in float64
+    logits: Array  # at the last prompt token and every token after it, (1, S + 1, vocab)
     layers: tuple[LayerDescription, ...]
     pasts: dict[int, Past] = field(default_factory=dict)  # caches by number of tokens; empty if layers cache only rows
 
     @property
     def ids(self) -> Array:
-        """All tokens, ``(1, T)``."""
+        """Token ids of the whole scenario, ``(1, T)``."""
         return self.scenario.ids[None]
 
     def past(self, length: int) -> Past:
-        """Return what each layer caches after the first ``length`` tokens, such as K and Y ``(1, KV, length, D)``."""
+        """Return each layer's cache after the first ``length`` tokens, such as K and Y ``(1, KV, length, D)``."""
         if length == 0:
             return empty_arrays(self.layers, 1)
         if self.pasts:
@@ -49,33 +49,33 @@ class ReferenceStates:
         return [tuple(rows[:, :, :length] for rows in layer.values()) for layer in self.states.cached]
 
     def residuals(self, rows: slice) -> list[Array]:
-        """Return what every layer, and last the final norm, reads at these tokens, each ``(1, n, hidden)``."""
+        """Return the inputs of every layer and then of the final norm at these tokens, each ``(1, n, hidden)``."""
         return [x[:, rows] for x in self.states.residuals]
 
 
 @dataclass(frozen=True)
 class WorstOwnError:
-    """One part's first error beyond its gate on the reference's inputs in one scenario, or else its largest."""
+    """A part's first own error beyond its gate in one scenario, or its largest one if none is beyond the gate."""
 
     scenario: str
     part: TensorId
     feeding: str  # how the tokens were fed where this error arose
-    position: int  # in the sequence
+    position: int  # position in the sequence
     error: float  # relative L2 error there
     gate: Gate
     failed: bool
 
     @property
     def judged(self) -> bool:
-        """Whether this part could have failed, or did: its gate is below the error of zeros."""
+        """Whether this part failed, or could have failed since its gate is below the error of zeros."""
         return self.failed or self.gate.judges
 
 
-OwnErrors = dict[TensorId, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
+OwnErrors = dict[TensorId, dict[str, tuple[Array, Array]]]  # by part and feeding: positions (n,) and errors (n,)
 
 
 def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
-    """Run the reference over a scenario and keep what its layers compute; the logits are those of a recorded trace."""
+    """Run the reference over a scenario; return the results of its layers, and the logits of a recorded trace."""
     ids = scenario.ids[None]
     states = reference.run(NewTokens.after(ids), reference.empty_past())
     only_rows = all(tensor.sort == "rows" for layer in reference.layers for tensor in layer.cache)
@@ -84,7 +84,7 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Referenc
 
 
 def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
-    """Run a sequence ``(1, T)`` in pieces; return the cache at every length but 0 that :func:`rerun` starts from."""
+    """Run a sequence ``(1, T)`` in pieces; return the cache at every length but 0 from which :func:`rerun` starts."""
     pasts: dict[int, Past] = {}
     past, start = reference.empty_past(), 0
     layouts = [decoded_layout(layer.cache) for layer in reference.layers]
@@ -105,7 +105,7 @@ def continued(tensor: CacheTensor, before: Array, new: Array) -> Array:
 
 
 def calls(scenario: Scenario) -> int:
-    """Return how many calls :func:`rerun` makes."""
+    """Return the number of calls that :func:`rerun` makes."""
     return 2 + (len(scenario.prompt) > 1) + len(scenario.forced)
 
 
@@ -113,7 +113,7 @@ def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple
     """Run every layer on the reference's inputs: in one prefill, after a past, padded, and in decode steps.
 
     Yields:
-        Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), layers' results.
+        Name of the feeding, position of the first token, mask of the tokens (bool ``(B, n)``), results of the layers.
     """
     ids, prompt = inside.ids, len(inside.scenario.prompt)
     total, half = ids.shape[1], prompt // 2
@@ -149,7 +149,7 @@ def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array
 
 
 def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors:
-    """Return the own errors of every part, by feeding and position; the worst of the batch rows counts."""
+    """Return the own errors of every part by feeding and position, each the maximum over the batch rows."""
     errors: OwnErrors = {}
     wanted = parts_of(inside.states, inside.layers)
     scales = {part: _scale(rows, part) for part, rows in wanted.items()}
@@ -184,7 +184,7 @@ def own_gates(baseline: OwnErrors, dtype: str) -> dict[TensorId, Gate]:
 
 
 def findings(own: OwnErrors, gates: Mapping[TensorId, Gate], scenario: str) -> list[WorstOwnError]:
-    """Return each part's first error beyond its gate, else its largest, in the order of computation."""
+    """Return each part's first error beyond its gate, or its largest error, in the order of computation."""
     found = []
     for part in sorted(own):
         gate = gates[part]
@@ -207,7 +207,7 @@ def findings(own: OwnErrors, gates: Mapping[TensorId, Gate], scenario: str) -> l
 def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[TensorId, Array]:
     """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``.
 
-    The embedding has the layer −1. Rings and states are left out: what a layer makes of them shows in its output.
+    The embedding has the layer −1. Rings and states are left out: errors in them show in the layer's output.
     """
     last = KINDS.index("logits")
     parts = {TensorId(-1, last, "embedding"): states.residuals[0]}
@@ -226,6 +226,6 @@ def _rows(heads: Array) -> Array:
 
 
 def _scale(rows: Array, part: TensorId) -> Array:
-    """Return the norms that errors are relative to, ``(T,)``; for Y the largest so far, as in ``metrics``."""
+    """Return the norms that errors are relative to, ``(T,)``; for Y the largest norm so far, as in :mod:`.metrics`."""
     norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
     return np.maximum.accumulate(norms) if part.accumulated else norms

@@ -1,4 +1,4 @@
-"""Fill ``templates/page.html.j2``: one HTML page with a verification's result, without network or scripts."""
+"""Render a verification as one HTML page without scripts or external resources, from ``templates/page.html.j2``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lucid_deploy.parity.results import Verification
 
 TEMPLATES = Path(__file__).parent / "templates"
 LINES = 5  # most layers drawn in one chart
-WIDTH, HEIGHT = 720, 280  # of a chart, in the drawing's own units; the page scales it
+WIDTH, HEIGHT = 720, 280  # size of a chart in SVG user units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 70, 12, 12, 40  # margins for labels
-GATE_STYLE = 5  # the gates' line is drawn as s5, of the style sheet's series s0 … s5
+GATE_STYLE = 5  # gates are drawn with the CSS class s5; series have s0 to s4
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Line:
     """One series of a chart."""
 
     name: str  # for the legend
-    points: Sequence[tuple[float, float]]  # a y that is not a finite number above zero leaves a gap
-    style: int  # which of the style sheet's series
-    kind: str = ""  # "limit" is dashed
+    points: Sequence[tuple[float, float]]  # (x, y); a y that is not finite and positive leaves a gap
+    style: int  # n for the CSS class sn
+    kind: str = ""  # another CSS class; lines of the class "limit" are dashed
 
 
 def render_page(found: Verification) -> str:
@@ -55,7 +55,7 @@ def render_page(found: Verification) -> str:
 
 
 def _used(item: Comparison) -> str:
-    """Return the error as text, as a share or multiple of its gate; or ``not judged``."""
+    """Format the error as a percentage or multiple of its gate; ``not judged`` if it was not judged."""
     if item.outcome == "not judged":
         return item.outcome
     return f"{item.severity:.0%}" if item.severity < 10 else f"{item.severity:.3g}×"
@@ -86,7 +86,7 @@ def _position_charts(found: Verification) -> list[dict[str, Any]]:
 
 
 def _spread(items: Sequence[Comparison]) -> list[Comparison]:
-    """Choose the layers whose errors are drawn, at most ``LINES``: evenly spread, and the worst one."""
+    """Choose at most ``LINES`` layers to draw: evenly spaced ones and the worst one."""
     if len(items) <= LINES:
         return list(items)
     count = LINES - 1
@@ -96,7 +96,7 @@ def _spread(items: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return a list of one chart with a logarithmic y axis, for the template to draw; empty if no y is above zero."""
+    """Return one chart with a logarithmic y axis for the template, in a list; the list is empty if no y is positive."""
     drawn = [(x, y) for line in lines for x, y in line.points if math.isfinite(y) and y > 0]
     if not drawn:
         return []
@@ -136,7 +136,7 @@ def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) ->
 
 
 def _ticks(first: float, last: float) -> list[float]:
-    """Return at most seven evenly spaced whole numbers from ``first`` to ``last``."""
+    """Return at most seven evenly spaced integers from ``first`` to ``last``."""
     if last <= first:
         return [first]
     rough = (last - first) / 6

@@ -1,4 +1,4 @@
-"""Measure how well a model predicts a text, and how much worse than another model; there is no gate for it."""
+"""Measure how well a model predicts a text compared with another model; there is no gate for the result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lucid_deploy.parity.progress import CallCounter, Progress, Tick
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.runtimes.session import Array, Session
 
-WINDOW = 512  # most tokens of a window, as in llama.cpp; every window of a text starts from an empty cache
-PIECE = 64  # tokens whose logits are in memory at once
+WINDOW = 512  # at most this many tokens in a window, as in llama.cpp; every window starts from an empty cache
+PIECE = 64  # number of tokens whose logits are in memory at once
 Score = Callable[[Array], Iterator[Array]]  # takes token ids (N,), yields their logits in pieces (n, vocab)
 
 
@@ -25,25 +25,25 @@ Score = Callable[[Array], Iterator[Array]]  # takes token ids (N,), yields their
 class TextCost:
     """How much worse a model predicts a text than its original: the unquantized model, or the same model in float64."""
 
-    tokens: int  # predicted tokens: all but the first of every window
+    tokens: int  # number of predicted tokens: all but the first of every window
     own: float  # the model's perplexity
     original: float  # the original's perplexity
-    kl: float  # mean of KL(original ‖ model), nats a token
-    same: float  # share of positions at which both models find the same token most likely
-    error: float  # standard error of ln(own / original), about that of the ratio: how much another text may change it
+    kl: float  # mean of KL(original ‖ model), in nats per token
+    same: float  # share of positions at which both models have the same most likely token
+    error: float  # standard error of ln(own / original), about that of the ratio: how much it varies between texts
 
     @property
     def change(self) -> str:
-        """How far the perplexity is from the original's, such as ``+0.157 (+0.7% ± 0.2%)``."""
+        """The difference from the original's perplexity, such as ``+0.157 (+0.7% ± 0.2%)``."""
         return f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%} ± {self.error:.1%})"
 
     def sentence(self) -> str:
-        """Say how far perplexity and predictions are from the original's."""
+        """Say how much perplexity and predictions differ from the original's."""
         return f"{self.change}; KL divergence {self.kl:.2g} nats a token, most likely token the same at {self.same:.1%}"
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
-    """Cut token ids ``(N,)`` into windows of ``WINDOW``, or of ``limit`` if less; drop a last one of a single token."""
+    """Split at least 2 token ids ``(N,)`` into windows of at most ``WINDOW`` and ``limit``; drop a last single one."""
     if len(ids) < 2:
         raise LucidError(f"The text for the perplexity has {len(ids)} tokens; it takes at least 2.")
     size = min(WINDOW, limit)
@@ -52,7 +52,7 @@ def windows(ids: Array, limit: int) -> list[Array]:
 
 
 def session_logits(session: Session[Any]) -> Score:
-    """Return a function that runs token ids from an empty cache on and yields a session's logits of all of them."""
+    """Return a function that runs token ids from an empty cache and yields the session's logits for all of them."""
 
     def score(ids: Array) -> Iterator[Array]:
         cache = session.empty_cache()
@@ -68,7 +68,7 @@ def surprisals(score: Score, pieces: list[Array], tick: Tick) -> Array:
     found = [np.zeros(0)]
     for ids in pieces:
         start = 0
-        for logits in score(ids[:-1]):  # what follows the last token is not known
+        for logits in score(ids[:-1]):  # the token after the last one is unknown
             next_ids = ids[start + 1 : start + 1 + len(logits)]
             found.append(_surprise(logits, next_ids))
             start += len(logits)
@@ -82,7 +82,7 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Tick) -> TextCost:
-    """Return the perplexities of two models on the windows of a text, and how far their predictions differ."""
+    """Return the perplexities of two models on the windows of a text, and how much their predictions differ."""
     own_surprisals, original_surprisals, divergence, same = [np.zeros(0)], [np.zeros(0)], 0.0, 0
     for ids in pieces:
         start = 0
@@ -96,7 +96,7 @@ def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Tick) -
         tick()
     mine, theirs = np.concatenate(own_surprisals), np.concatenate(original_surprisals)
     count = len(mine)
-    error = float((mine - theirs).std() / np.sqrt(count))  # of the logarithm of the perplexities' ratio
+    error = float((mine - theirs).std() / np.sqrt(count))  # standard error of the log of the perplexities' ratio
     with np.errstate(over="ignore"):
         own_perplexity, other_perplexity = (float(np.exp(each.mean())) for each in (mine, theirs))
     return TextCost(count, own_perplexity, other_perplexity, divergence / count, same / count, error)
@@ -113,14 +113,14 @@ def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple
 
 
 def cost_of(models: ReferenceModels, pieces: list[Array], phase: str) -> TextCost:
-    """Return how much worse the candidate predicts a text than PyTorch does in float64 on the checkpoint's weights."""
+    """Return how much worse the candidate predicts a text than PyTorch in float64 on the checkpoint's weights."""
     other = models.layers(models.original if models.quantized else models.reference)
     meter = CallCounter(models.progress, phase, len(pieces))
     return cost_on_text(session_logits(models.candidate), other.logits, pieces, meter.tick)
 
 
 def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
-    """Measure what quantization costs on the rows of the calibration text that were held out of learning.
+    """Measure the cost of quantization on the rows of the calibration text that were held out of learning.
 
     Returns:
         The cost compared with the original checkpoint; None if the artifact is not quantized or no rows were held out.

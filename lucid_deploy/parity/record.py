@@ -1,4 +1,4 @@
-"""Run a session through a scenario and record what it computed, position by position."""
+"""Run a session over a scenario and record what it computes at every position."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lucid_deploy.parity.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule
 from lucid_deploy.runtimes.cache_rows import take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-KINDS = ("K", "Y", "logits")  # in the order of computation, in which failures are reported too
-ROWS = {"key": 0, "value": 1}  # index into KINDS, by the name of a cached tensor with a row for each token
+KINDS = ("K", "Y", "logits")  # in the order of computation; failures are reported in this order too
+ROWS = {"key": 0, "value": 1}  # index into KINDS, by name of a cached tensor that has a row for each token
 
 
 class TensorId(NamedTuple):
-    """The name of a tensor. Names sort in the order of computation: by layer, K before Y, logits last."""
+    """Identifies a tensor. Ids sort in the order of computation: by layer, K before Y, logits last."""
 
-    layer: int  # for the logits, the number of layers; −1 is the embedding
-    kind: int  # index into KINDS; for other cached tensors len(KINDS) + the place in the layer's layout
-    other: str = ""  # the tensor's word if it is not the one in KINDS
+    layer: int  # −1 for the embedding, the number of layers for the logits
+    kind: int  # index into KINDS; for other cached tensors len(KINDS) + their index in the layer's layout
+    other: str = ""  # the tensor's word, if it is not KINDS[kind]
 
     @staticmethod
     def of(index: int, place: int, tensor: CacheTensor, layer: LayerDescription) -> TensorId:
-        """Name the cached tensor at ``place`` of the layout of layer ``index``; without a solve, V takes Y's place."""
+        """Return the id of the tensor at ``place`` in the layout of layer ``index``; without a solve, V replaces Y."""
         if tensor.sort == "rows" and tensor.name in ROWS:
             return TensorId(index, ROWS[tensor.name], "V" if tensor.name == "value" and not layer.solves else "")
         return TensorId(index, len(KINDS) + place, tensor.name)
@@ -42,7 +42,7 @@ class TensorId(NamedTuple):
 
     @property
     def accumulated(self) -> bool:
-        """Whether rows are sums over earlier rows, so that errors are relative to the largest row so far."""
+        """Whether rows depend on earlier rows, so that errors are relative to the largest row so far."""
         return self.word == "Y"
 
     @property
@@ -51,33 +51,33 @@ class TensorId(NamedTuple):
         return self.word == "logits"
 
     def __str__(self) -> str:
-        """``layer 3 Y``, ``embedding`` or ``logits``."""
+        """Format as ``layer 3 Y``, ``embedding`` or ``logits``."""
         return self.word if self.is_logits or self.layer < 0 else f"layer {self.layer} {self.word}"
 
 
-# States are compared after each of this many last tokens. A gate derived from a single one depends on luck (a correct
-# candidate had twice the error that such a gate allowed); more of them would take as much memory as a model.
+# States are compared after each of the last STATES tokens. A gate derived from a single state depends on luck (a
+# correct candidate had twice the error that such a gate allowed); more states would take as much memory as a model.
 STATES = 4
-States = dict[tuple[int, int], Array]  # by layer and place in its layout without scales: the state, (B, …)
+States = dict[tuple[int, int], Array]  # the state (B, …), by layer and index in the layer's layout without scales
 
 
 @dataclass(frozen=True)
 class TensorRows:
-    """One tensor, a row for each position; of a state, its value after each of the last ``STATES`` tokens."""
+    """A tensor with a row for each position; for a state, its value after each of the last ``STATES`` tokens."""
 
     values: Array  # (B, T, F); F is key/value heads times head width, the vocabulary, or a state's size
-    start: int = 0  # position in the sequence (padding not counted) of the first row
+    start: int = 0  # position of the first row in the sequence, padding not counted
     is_state: bool = False
 
     def from_position(self, position: int) -> TensorRows:
-        """Return the rows from a position of the sequence on, which must not lie before ``start``."""
+        """Return the rows from a position on, which must not be before ``start``."""
         assert position >= self.start
         return replace(self, values=self.values[:, position - self.start :], start=position)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session computed: what every layer caches, and the logits from the last prompt token on."""
+    """What a session computed: the cached tensors of every layer, and the logits from the last prompt token on."""
 
     tensors: dict[TensorId, TensorRows]  # in the order of computation
 
@@ -90,7 +90,7 @@ class Trace:
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> dict[str, Trace]:
-    """Feed scenarios of equal lengths as rows of one batch, with a tick after each call; return each trace by name."""
+    """Feed scenarios of equal lengths as one batch, calling ``tick`` after each call; return their traces by name."""
     scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
@@ -99,7 +99,7 @@ def record_together(
 def record_all(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> dict[str, Trace]:
-    """Feed scenarios, those of equal lengths as one batch; return the trace of each by its name."""
+    """Feed scenarios, those of equal lengths as one batch; return their traces by name."""
     found: dict[str, Trace] = {}
     for group in equal_lengths(scenarios):
         found |= record_together(session, group, schedule, tick)
@@ -109,7 +109,7 @@ def record_all(
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
 ) -> tuple[list[Scenario], dict[str, Trace]]:
-    """Feed scenarios one-shot; return them, greedy ones with the tokens chosen, and the trace of each by its name."""
+    """Feed scenarios one-shot; return them, greedy ones with the tokens that were generated, and traces by name."""
     chosen: dict[str, Scenario] = {}
     traces: dict[str, Trace] = {}
     for group in equal_lengths(scenarios):
@@ -121,11 +121,11 @@ def record_greedy(
 
 
 def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> dict[str, Trace]:
-    """Prefill all tokens of scenarios, forced ones too, in few calls; return the trace of each by its name.
+    """Prefill all tokens of scenarios, forced ones included, in few calls; return their traces by name.
 
-    In float64 every schedule computes the same, and every call casts a large model's weights anew. The first call runs
-    the tokens whose logits are not compared, so that the head is applied to only one of them. Where layers keep states,
-    each of the last tokens has a call of its own, since the state after it is compared too.
+    For the float64 reference: there all schedules compute the same, and every call casts the weights again. The first
+    call runs the tokens whose logits are not compared, so that the head is applied to only one of them. If layers keep
+    states, each of the last tokens has a call of its own, since the state after it is compared too.
     """
     tick = tick or no_tick
     found: dict[str, Trace] = {}
@@ -149,7 +149,7 @@ def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: T
 
 @dataclass(frozen=True)
 class _Fed:
-    """The result of feeding a batch: one row for each scenario, or two in the padded schedule."""
+    """The result of feeding a batch with one row for each scenario, or two in the padded schedule."""
 
     cache: Cache[Any]
     logits: Array  # (B, S + 1, vocab)
@@ -158,7 +158,7 @@ class _Fed:
 
 
 def _snapshots(session: Session[Any], forced: int) -> int:
-    """Return after how many of the last tokens states are compared; 1 where no layer has any."""
+    """Return after how many of the last tokens states are recorded; 1 if no layer has states."""
     return min(STATES, forced + 1) if has_states(session) else 1
 
 
@@ -168,7 +168,7 @@ def has_states(session: Session[Any]) -> bool:
 
 
 def _states(session: Session[Any], cache: Cache[Any]) -> States:
-    """Return the states of a cache by layer and place; nothing where no layer has any."""
+    """Return the states of a cache by layer and index in its layout; empty if no layer has states."""
     places = [
         (index, place)
         for index, layout in enumerate(session.layout)
@@ -176,14 +176,14 @@ def _states(session: Session[Any], cache: Cache[Any]) -> States:
         if not tensor.has_tokens
     ]
     layers = session.layer_arrays(cache) if places else []
-    # A copy: a session may change its states in place.
+    # Copy them: a session may change its states in place.
     return {(index, place): layers[index][place].copy() for index, place in places}
 
 
 def _feed(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
 ) -> _Fed:
-    """Feed scenarios as rows of one batch; with ``choose``, a greedy one's next token is that of the largest logit."""
+    """Feed scenarios as one batch; with ``choose``, decode the tokens of largest logit in greedy scenarios."""
     prompts = np.stack([scenario.prompt for scenario in scenarios])  # (B, P)
     each = 2 if schedule.padding else 1
     cache = session.empty_cache(each * len(scenarios))
@@ -218,7 +218,7 @@ def _feed(
 
 
 def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int) -> Array:
-    """Run drafts ``(B, n)`` with ``wrong`` wrong tokens after them; take these back and return the drafts' logits."""
+    """Verify drafts ``(B, n)`` and then ``wrong`` wrong ones, which are removed again; return the drafts' logits."""
     rows, right = drafts.shape
     others = (drafts[:, -1:] + np.arange(1, wrong + 1)) % session.config.vocab_size
     logits = session.decode_several(np.concatenate([drafts, others], axis=1), cache)
@@ -228,13 +228,13 @@ def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int)
 
 
 def _padded(tokens: Array, padding: int, call: int) -> tuple[Array, Array]:
-    """Return two rows and their mask for each row of tokens ``(B, n)``: padded on the left, and on the right.
+    """Return two rows for each row of tokens ``(B, n)``, one padded left and one padded right, and their mask.
 
-    In the second call (``call`` 1) the rows of each pair change sides, so that one has padding at both ends and the
-    other in the middle. Each call adds half of the padding; the first adds the odd column.
+    In the second call (``call`` 1) the sides are swapped, so that one row of each pair has padding at both ends and
+    the other in the middle. Each call adds half of the padding; the first adds the odd column.
     """
     columns = (padding + 1) // 2 if call == 0 else padding // 2
-    filler = np.repeat(tokens[:, :1], columns, axis=1)  # tokens like any others: only the mask makes them padding
+    filler = np.repeat(tokens[:, :1], columns, axis=1)  # real tokens: only the mask makes them padding
     left, right = np.concatenate([filler, tokens], axis=1), np.concatenate([tokens, filler], axis=1)
     left_mask = np.arange(left.shape[1]) >= columns
     pair, masks = [left, right], [left_mask, left_mask[::-1]]
@@ -251,11 +251,11 @@ def _traces(
     scenarios: Sequence[Scenario],
     states: Sequence[States],
 ) -> dict[str, Trace]:
-    """Split a batch's cache, logits ``(B, S + 1, vocab)`` and last states into the trace of each scenario, by name."""
+    """Split a batch's cache, logits ``(B, S + 1, vocab)`` and last states into one trace per scenario, by name."""
     config = session.config
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
-        raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
+        raise CheckFailed(f"The cache has {len(layers)} layers, the model has {config.num_hidden_layers}.")
     held, fed = cache.mask.sum(axis=1), scenarios[0].length
     if (held != fed).any():
         raise CheckFailed(f"The cache holds {held[held != fed][0]} tokens of a row, {fed} were fed.")
@@ -264,7 +264,7 @@ def _traces(
         for place, (tensor, array) in enumerate(zip(decoded_layout(layer.cache), arrays, strict=True)):
             name, shape = TensorId.of(index, place, tensor, layer), tensor.batch_shape(cache.batch, cache.length)
             if array.shape != shape:
-                raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
+                raise CheckFailed(f"{name} has shape {array.shape}; with the model's configuration it must be {shape}.")
             if (index, place) in states[-1]:
                 last_ones = np.stack([each[index, place].reshape(cache.batch, -1) for each in states], axis=1)
                 whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states), is_state=True)
@@ -281,9 +281,9 @@ def _traces(
 
 
 def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
-    """Turn ``(B, KV, T, D)`` into ``(B, tokens, KV·D)``, leaving out padding, where ``mask``, ``(B, T)``, is False.
+    """Turn ``(B, KV, T, D)`` into ``(B, tokens, KV·D)`` without the padding, where ``mask`` ``(B, T)`` is False.
 
-    All rows of the mask have equally many tokens. Of a ring, only the last tokens have rows.
+    All rows of the mask have equally many tokens. A ring has only the last tokens.
     """
     tokens = int(mask[0].sum())
     held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
@@ -292,4 +292,4 @@ def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
 
 
 def no_tick() -> None:
-    """Do nothing, where calls are not counted."""
+    """Do nothing; the tick of calls that are not counted."""

@@ -1,10 +1,10 @@
 """Open the PyTorch models that a session is compared with: reference, baseline, the checkpoint before quantization.
 
 The float64 reference casts the weights of linear layers while it uses them, which saves memory. If the cache rounds, a
-second float64 model is opened. It keeps all weights in float64, because it also runs token by token.
+second float64 model is opened, which stores all weights in float64, because it also runs token by token.
 
-A quantized artifact is compared with the model on the artifact's dequantized weights. With --text it is also compared
-with the model on the checkpoint's weights.
+A quantized artifact is compared with the model on the artifact's dequantized weights, and with --text also with the
+model on the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_remote_code: bool = False) -> Checkpoint:
-    """Open the checkpoint to verify against, by default the manifest's source; refuse one of another model."""
+    """Open the checkpoint to verify against, by default the manifest's; LucidError if it is missing or another one."""
     name = checkpoint or artifact.manifest.source
     if checkpoint is None and not resolve(name).exists():
         hub, again = artifact.manifest.hub, ""
         if hub is not None:
-            again = f" This brings it back: hf download {hub['repository']} --revision {hub['commit']}"
+            again = f" To download it again: hf download {hub['repository']} --revision {hub['commit']}"
         raise LucidError(
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
             f"--checkpoint DIR.{again}"
@@ -62,7 +62,7 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_rem
     ]
     if differing:
         raise LucidError(
-            f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Name the right "
+            f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Pass the right "
             "checkpoint with --checkpoint, or export again."
         )
     return source
@@ -74,9 +74,9 @@ class ReferenceModels:
 
     candidate: Session[Any]  # the session under test; sessions opened here get its configuration and context limit
     source: Checkpoint
-    artifact: Artifact | None = None  # the candidate's; None, or not quantized: models run on the checkpoint's weights
-    progress: Progress | None = None  # called as weights are loaded, and as texts are run
-    adapter: Adapter | None = None  # the one that the candidate runs with, as PEFT saved it
+    artifact: Artifact | None = None  # the candidate's; None or not quantized: models run on the checkpoint's weights
+    progress: Progress | None = None  # called while weights are loaded and texts are run
+    adapter: Adapter | None = None  # the adapter that the candidate runs with, as PEFT saved it
 
     @property
     def quantized(self) -> bool:
@@ -84,11 +84,11 @@ class ReferenceModels:
         return self.artifact is not None and self.artifact.manifest.quantization is not None
 
     def baseline(self) -> TorchSession:
-        """Open PyTorch in the candidate's precision, with its cache in the type of the candidate's cache."""
+        """Open PyTorch in the candidate's precision, with the candidate's cache dtype."""
         return self._open(self.candidate.dtype, self.candidate.cache_dtype)
 
     def reference(self) -> TorchSession:
-        """Open PyTorch in float64, its weights cast while they are used."""
+        """Open PyTorch in float64, with weights that are cast while they are used."""
         from lucid_deploy.parity.on_demand import float64_on_demand
 
         model = float64_on_demand(self.source.config, _weights(self.source, self.artifact))
@@ -105,7 +105,7 @@ class ReferenceModels:
         return self._open("float64", self.candidate.cache_dtype)
 
     def in_precision(self, dtype: str) -> TorchSession:
-        """Open PyTorch in a type, with its cache in the same type."""
+        """Open PyTorch in ``dtype``, with its cache in the same dtype."""
         return self._open(dtype, dtype)
 
     def original(self) -> TorchSession:
@@ -133,12 +133,12 @@ class ReferenceModels:
             folded = read_scales(self.artifact.directory) if is_folded and self.artifact is not None else {}
             _add_adapter(model, LinearLayers(self.source.config).matrices(self.adapter, folded))
         session = TorchSession(model)
-        session.config = self.candidate.config  # engines may take less context than the model: prompts must fit both
+        session.config = self.candidate.config  # an engine may take a shorter context, which prompts must fit
         return session
 
 
 def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add what an adapter's A ``(in, rank)`` and B ``(rank, out)`` compute to linear layers' outputs, by layer name."""
+    """Add an adapter's ``x A B``, A ``(in, rank)`` and B ``(rank, out)`` by layer name, to linear layers' outputs."""
     kind = model.embedding.dtype
 
     def hook(a: Tensor, b: Tensor) -> Callable[..., Tensor]:
@@ -151,8 +151,8 @@ def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]])
 def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> CausalModel:
     """Return the PyTorch model on a quantized artifact's dequantized weights.
 
-    As the baseline, in the artifact's own type, it rounds what the runtime rounds: on the CPU, onnxruntime rounds the
-    inputs of quantized products to 8 bits if the artifact says so.
+    Unless it runs in float64, it rounds what the candidate's runtime rounds: on the CPU, onnxruntime rounds the inputs
+    of quantized matrix products to 8 bits if the artifact says so.
     """
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
     from lucid_deploy.runtimes.torch.quantized_activations import quantize_activations
@@ -166,7 +166,7 @@ def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) ->
 
 
 def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], Tensor]:
-    """Return a function giving weights by name: the checkpoint's, or a quantized artifact's dequantized ones."""
+    """Return a function from names to weights: the checkpoint's, or a quantized artifact's dequantized ones."""
     import torch
 
     from lucid_deploy.runtimes.torch.artifact_weights import dequantized, stored_parts

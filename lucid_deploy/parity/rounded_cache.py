@@ -1,25 +1,25 @@
-"""Derive gates for a cache that rounds more coarsely than the model computes: for rows, their size and reading them.
+"""Derive gates for a cache that rounds more coarsely than the model computes: for its rows, their size, and reading.
 
-**Rows.** With such a cache the schedules are no longer one function: rows of one call see each other exactly, later
-ones see what was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from
-a baseline that was fed the same way and keeps its cache in the same type.
+**Rows.** With such a cache the schedules compute different functions: rows of one call use each other's exact values,
+later calls use the rounded ones, and Y carries their errors into every later row. So each schedule has its own gates,
+from a baseline that was fed in the same way and stores its cache in the same type.
 
-**Size.** int8 needs wide gates: 4 times its rounding error is too wide to catch a scale that is 1 % wrong. So the
-*size* of K and Y is compared with a second reference, float64 that is fed the same way and rounds its cache to the same
-type. Both round nearly the same values, so nearly all codes are equal. The size is the coefficient of the tensor's
-projection onto the second reference, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
-wrote have a size each, since different graphs encode them. A wrong scale changes the size; errors of random sign do
-not. The gate is ``FACTOR`` times the largest of the following, but not below the floor of :mod:`.gate`: the baseline's
-own deviation from 1; its relative error over the root of the number of rows (at most ``INDEPENDENT``), which is the
-deviation that independent errors give; and the change if the largest element is off by one code. Rows count only if
-zeros would fail there (:mod:`.gate`); if none is left, the size is not judged. A state, which is kept in floating point
-without scales, has no size to judge.
+**Size.** Gates of 4 times the rounding error of int8 are too wide to catch a scale that is 1 % wrong. So the *size* of
+K and Y is compared with a second reference: float64, fed in the same way, with its cache rounded to the same type. Both
+round nearly the same values, so nearly all quantized codes are equal. The size is the coefficient of the tensor's
+projection onto the second reference, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. It is computed separately for rows
+that prefill, decode and drafts wrote, since different graphs encode them. A wrong scale changes the size; errors of
+random sign do not. The gate is ``FACTOR`` times the largest of the following, but not below the floor of :mod:`.gate`:
+the baseline's own deviation from 1; its relative error over the root of the number of rows (at most ``INDEPENDENT``),
+which is the deviation that independent errors cause; and the change if the largest element is off by one code. Only
+rows where zeros would fail (:mod:`.gate`) are used; if there are none, the size is not judged. A state has no size to
+judge, since it is stored in floating point without scales.
 
-**Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
-size, since the solve normalises keys, and change scores by less than int8's rounding does. So candidate, baseline and
-reference continue from the same stored rows, those of the float64 run that rounds its cache. No cache rounds anything
-between these rows and the logits, so the gates are those of arithmetic alone. Layers that keep states start from the
-states of that run, recorded only after each of the last few tokens (:data:`~lucid_deploy.parity.record.STATES`).
+**Reading.** The rounding error of the cache hides smaller faults in reading it: keys read 1 % too small do not change
+the size, since the solve normalises keys, and change scores by less than int8's rounding does. So candidate, baseline
+and reference continue from the same stored rows, those of the float64 run that rounds its cache. Nothing is rounded to
+the cache's type between these rows and the logits, so the gates are as narrow as without such a cache. Layers with
+states start from the states of that run, recorded after the last few tokens (:data:`.record.STATES`).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Trac
 from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-# Most rows whose errors count as independent: those of neighbouring rows are correlated, since Y carries them on.
-# Without this bound the error of a correct candidate was 0.6 of its gate, where 0.1 is usual.
+# At most this many rows count as having independent errors: errors of nearby rows are correlated, since Y carries them
+# on. Without this bound the error of a correct candidate was 0.6 of its gate, where 0.1 is usual.
 INDEPENDENT = 32
-_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next smaller one, as a share of it
+_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # step between the two largest codes, relative to the largest
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,33 @@ class SizeGate:
     """How far from 1 the size factor of some rows of one tensor may be."""
 
     gate: Gate
-    rows: Array  # positions of the rows that count, (n,); if none can be judged, all
+    rows: Array  # positions of the rows that are used, (n,): those where zeros would fail, or all if there are none
 
 
-SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: prefilled, decoded or drafted
+SizeGates = dict[str, dict[TensorId, SizeGate]]  # by how the rows were written: prefilled, decoded or drafted
 
 
 def rounds(session: Session[Any]) -> bool:
-    """Whether a session's cache rounds what it computed: rows of another type than the model's, or narrow states."""
+    """Whether a session's cache rounds: it has rows of another dtype than the model computes in, or narrow states."""
     return session.cache_dtype != session.dtype or session.config.has_narrow_states
 
 
 def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
-    """Raise LucidError if layers have windows shorter than ``tokens``: they drop rounded rows that are compared."""
+    """Raise LucidError if a layer's window is shorter than ``tokens``: it drops rounded rows that must be compared."""
     if any(tensor.sort == "ring" and tensor.is_recurrent(tokens) for layer in session.layout for tensor in layer):
         raise LucidError(
             f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it drops rounded rows "
-            "that the comparison needs. Export with --cache-dtype auto to verify the model."
+            "that must be compared. Export with --cache-dtype auto to verify the model."
         )
 
 
 def derive_cache_gates(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
-    """Derive the gates of all tensors, and of sizes, from the baseline ``session`` and two references.
+    """Derive the gates of all tensors and of their sizes from the baseline ``session`` and two references.
 
-    ``trace`` is the session's, ``rounded`` has K and Y of float64 with a cache that rounds, both fed by ``schedule``;
-    ``reference`` is the trace of float64 with a cache that does not round.
+    ``trace`` is the session's, and ``rounded`` has K and Y of float64 with a cache that rounds, both fed by
+    ``schedule``; ``reference`` is the trace of float64 with a cache that does not round.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
     gates = derive_gates(reference, trace, session.dtype)
@@ -101,7 +101,7 @@ def derive_cache_gates(
 
 
 def without_logits(trace: Trace) -> Trace:
-    """Return a trace without its logits, in float32, to save memory: every schedule has such a trace."""
+    """Return a trace in float32 without its logits, to save memory: there is one for every schedule."""
     return Trace(
         {
             tensor: replace(rows, values=rows.values.astype(np.float32))
@@ -112,7 +112,7 @@ def without_logits(trace: Trace) -> Trace:
 
 
 def size_factors(actual: Array, rounded: Array) -> Array:
-    """Return the coefficient ``(B,)`` of each batch row ``(T, F)`` projected onto the second reference; 1 is right."""
+    """Project each batch row ``(T, F)`` onto the second reference; return the coefficients ``(B,)``, ideally 1."""
     flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
     square = (target * target).sum(1)
     shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)
@@ -120,7 +120,7 @@ def size_factors(actual: Array, rounded: Array) -> Array:
 
 
 def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
-    """Return the positions of prefilled, decoded and drafted rows, ``(n,)`` each; padding is not counted."""
+    """Return the positions, padding not counted, of prefilled, decoded and drafted rows, ``(n,)`` each."""
     fed = schedule.fed(scenario)
     last = "drafted" if schedule.drafts else "decoded"
     writers = np.full(scenario.length, last, dtype=object)
@@ -131,7 +131,7 @@ def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
 
 
 def _one_code(rounded: Array, step: float) -> float:
-    """Return the change of the size factor if the element of the largest magnitude is off by one quantized code."""
+    """Return the change of the size factor if the element of largest magnitude is off by one quantized code."""
     square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
     return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
 
@@ -144,17 +144,17 @@ def _relative_error(actual: Array, rounded: Array) -> float:
 
 # Reading: steps from stored rows
 
-READ_STEPS = 4  # decode steps, each from the stored rows
-Answers = dict[str, Trace]  # traces of logits alone, by the graph that read the rows
+READ_STEPS = 4  # number of decode steps, each from a new cache with stored rows
+Answers = dict[str, Trace]  # traces of only the logits, by the graph that read the rows
 
 
 def read_calls(session: Session[Any], scenario: Scenario) -> int:
-    """Return how often :func:`read_back` calls the session."""
+    """Return the number of session calls in :func:`read_back`."""
     return 1 + len(_starts(session, scenario))
 
 
 def _starts(session: Session[Any], scenario: Scenario) -> range:
-    """Return how many tokens are in the cache before each decode step."""
+    """Return the number of cached tokens before each decode step of :func:`read_back`."""
     prompt, forced = len(scenario.prompt), len(scenario.forced)
     if has_states(session):  # states are recorded only before each of the last few tokens
         return range(max(prompt, scenario.length - STATES + 1), scenario.length)
@@ -162,9 +162,9 @@ def _starts(session: Session[Any], scenario: Scenario) -> range:
 
 
 def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tick) -> Answers:
-    """Decode, and prefill, after given cached rows; return the logits by the graph that read the rows.
+    """Decode and prefill from given cached rows; return the logits by the graph that read the rows.
 
-    ``rounded`` has K and Y of the whole scenario, and its last states, as a cache of the session's type holds them.
+    ``rounded`` has K and Y of the whole scenario and its last states, rounded to the type of the session's cache.
     Each call starts from a new cache, filled with the rows of all tokens before it.
     """
     starts, steps = _starts(session, scenario), []
@@ -182,13 +182,13 @@ def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: T
 
 
 def derive_read_gates(reference: Sequence[Answers], baseline: Sequence[Answers], dtype: str) -> dict[str, Gates]:
-    """Return, for each graph, the gates of its results over a stored cache: the widest among those of all scenarios."""
+    """Return each graph's gates for its logits from stored rows: the widest of all scenarios."""
     pairs = list(zip(reference, baseline, strict=True))
     return {way: widest([derive_gates(exact[way], found[way], dtype) for exact, found in pairs]) for way in pairs[0][0]}
 
 
 def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
-    """Return a cache of the first ``tokens`` tokens: their rows, and the states after them."""
+    """Return a cache with the rows of the first ``tokens`` tokens and the states after them."""
     layers: list[tuple[Array, ...]] = [
         tuple(
             _values(rounded.tensors[TensorId.of(index, place, tensor, layer)], tensor, tokens)

@@ -1,4 +1,4 @@
-"""What a target adds for a cache that rounds; a model whose cache does not round is verified without it."""
+"""Derive the further traces and gates that a target needs if the cache rounds (see :mod:`.rounded_cache`)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lucid_deploy.runtimes.session import Session
 
 @dataclass(frozen=True)
 class Rounding:
-    """What one scenario's target adds, filled by ``derive_roundings``: schedules differ, so each has own gates."""
+    """One scenario's further traces and gates, filled by ``derive_roundings``; every schedule has gates of its own."""
 
     scenario: Scenario
-    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K, Y and states of float64 with such a cache
-    gates: dict[str, Gates] = field(default_factory=dict)  # by schedule, instead of the target's
+    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K, Y, states in float64 with such a cache
+    gates: dict[str, Gates] = field(default_factory=dict)  # by schedule; these replace the target's gates
     sizes: dict[str, SizeGates] = field(default_factory=dict)  # by schedule: how far from 1 the size factors may be
-    answers: Answers = field(default_factory=dict)  # by graph: logits of float64 after stored rows
-    answer_gates: dict[str, Gates] = field(default_factory=dict)  # by graph: errors allowed in a candidate's logits
+    answers: Answers = field(default_factory=dict)  # by graph: float64 logits computed from stored rows
+    answer_gates: dict[str, Gates] = field(default_factory=dict)  # by graph: gates of a candidate's logits
 
     def compare_sizes(self, trace: Trace, schedule: Schedule) -> list[Comparison]:
-        """Compare size factors of K and Y with 1; a factor covers all rows that count, its position is the first's."""
+        """Compare the size factors of K and Y with 1; a factor covers many rows and is reported at the first one."""
         rounded, found = self.rounded[schedule.name], []
         for part, gates in self.sizes[schedule.name].items():
             for tensor, size in gates.items():
@@ -49,11 +49,11 @@ class Rounding:
         return found
 
     def read_back(self, session: Session[Any], tick: Tick) -> Answers:
-        """Let a session continue from the rows that float64 stored; return its logits."""
+        """Run a session from the cached rows of the float64 run; return its logits."""
         return read_back(session, self.scenario, self.rounded[ONE_SHOT.name], tick)
 
     def compare_answers(self, found: Answers) -> list[Comparison]:
-        """Compare the logits that a candidate computed from stored rows with those of float64."""
+        """Compare the logits that a candidate computed from these rows with the float64 logits."""
         name, gates = self.scenario.name, self.answer_gates
         return [
             compare_rows(found[way].tensors[tensor], rows, tensor, gates[way][tensor], name, way)
@@ -71,10 +71,10 @@ def derive_roundings(
     workload: Workload,
     progress: Progress | None,
 ) -> list[Rounding]:
-    """Run the baseline and ``rounded``, float64 whose cache rounds too, in each schedule and from stored rows.
+    """Run the baseline and ``rounded`` (float64 with a cache that rounds) in each schedule and from stored rows.
 
-    ``own`` and ``exact`` are one-shot traces by scenario: the baseline's, made before, and those of float64 without
-    rounding. Raises a ValueError if ``rounded`` is not float64 with the baseline's type of cache.
+    ``own`` and ``exact`` are existing one-shot traces by scenario: the baseline's, and those of float64 without
+    rounding. Raises ValueError if ``rounded`` is not a float64 session with the baseline's cache dtype.
     """
     if (rounded.dtype, rounded.cache_dtype) != ("float64", baseline.cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {baseline.cache_dtype}")
@@ -104,7 +104,7 @@ def derive_roundings(
 def _record_rounded(
     session: Session[Any], items: Sequence[Rounding], schedules: Sequence[Schedule], progress: Progress | None
 ) -> None:
-    """Record what float64 computes in each schedule, and from stored rows, with a cache that rounds."""
+    """Record what float64 with a cache that rounds computes in each schedule and from stored rows."""
     scenarios = [item.scenario for item in items]
     phase = f"PyTorch in float64 with a cache in {session.cache_dtype}"
     meter = CallCounter(progress, phase, _calls(session, scenarios, schedules))

@@ -14,24 +14,24 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.synthetic_tokens import CORRELATED, ONE_TOKEN, synthetic_tokens
 
-# Prompt and steps cross the block sizes 128 and 256 and end inside a block. 256 is crossed by decode steps or, where a
-# schedule decodes only the last FEW_STEPS tokens, by the prefill of the tokens before these.
+# Prompt and decode steps together cross the block boundaries 128 and 256 and end inside a block. Decode steps cross 256
+# or, where a schedule decodes only the last FEW_STEPS tokens, the prefill of the tokens before these does.
 PROMPT_TOKENS = 250
 DECODE_STEPS = 32
-# Tokens decoded at the end of most schedules; `Schedule.fed` has the exceptions. That is enough: a decode step
-# depends only on its token and the cache, and what a schedule left in the cache is compared too.
+# Tokens decoded at the end of most schedules; for the exceptions see `Schedule.fed`. That is enough: a decode step
+# depends only on its token and the cache, and the cache that a schedule produces is compared too.
 FEW_STEPS = 8
-PADDING = 5  # padded columns of the padded schedule, no multiple of a block; 3 in its first call, 2 in its second
-DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
-REJECTED = 2  # wrong tokens after the drafts of the first step, which are taken back; at most PADDING, so that they fit
-MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
-# Chunk lengths, in turn: one token, two, half a block, most of the way to 128, sevens across it, half a block and one,
-# most of the way to 256, sevens across it, then what is left, at most 129 (5 of the 274 tokens prefilled by default).
+PADDING = 5  # columns of padding in the padded schedule, no multiple of a block: 3 in its first call, 2 in its second
+DRAFTS = (3, 5)  # numbers of drafts that the steps of the drafts schedule verify, used in turn
+REJECTED = 2  # wrong drafts appended to the first step, then removed from the cache; at most PADDING, so that they fit
+MIN_PROMPT = 8  # in a short context, decode steps are dropped before the prompt gets shorter than this
+# Chunk lengths, in order: one token, two, half a block, up to near 128, chunks of 7 across it, half a block and one, up
+# to near 256, chunks of 7 across it, then the rest, at most 129 (5 of the 274 tokens that are prefilled by default).
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
-# A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
-# and after 256; the prefill before the last decoding has a whole block of tokens and one more.
+# Turns of a conversation, (tokens prefilled, tokens decoded). Decoding starts after the first token, crosses 64 and
+# 128, and starts again after 256; the last prefill, of 129 tokens, is one token longer than a block.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
-EVERY = sys.maxsize  # all tokens that there are
+EVERY = sys.maxsize  # decode all tokens that are left
 FREE_RUNNING = "free-running"  # name of the schedule of free generation; its logits are taken from the forced run
 
 
@@ -41,15 +41,14 @@ class Scenario:
 
     name: str  # short name for reports
     prompt: Array  # int64 (P,), P ≥ 1
-    forced: Array  # int64 (S,), the tokens after the prompt; the schedule says which are decoded and which prefilled
-    # whether forced is what the baseline itself generates, so that a free run can be compared too
+    forced: Array  # int64 (S,), the tokens after the prompt; the schedule decides which are decoded or prefilled
+    # True if `forced` are the tokens that the baseline itself generates, so that a free run can be compared too
     greedy: bool = False
-    # whether only the one-shot schedule feeds it, as the others already feed another scenario of the same tokens
+    # True if only the one-shot schedule feeds it, since the others already feed another scenario of the same tokens
     one_shot_only: bool = False
-    # whether most positions have the same few rounding errors, as where nearly all tokens are the same: these are too
-    # few to derive a gate from
+    # True if nearly all tokens are the same, so that too few different rounding errors occur to derive a gate from
     few_draws: bool = False
-    alone: bool = False  # whether schedules that batch scenarios skip it: a full run has another with random tokens
+    alone: bool = False  # True if schedules that batch scenarios skip it: a full run has another with random tokens
 
     @property
     def length(self) -> int:
@@ -63,14 +62,14 @@ class Scenario:
 
 
 class Part(NamedTuple):
-    """Neighbouring tokens of a prompt: decoded one by one, or prefilled in one call."""
+    """Consecutive tokens of a prompt: decoded one by one, or prefilled in one call."""
 
     tokens: slice
     decoded: bool = False
 
     @property
     def calls(self) -> int:
-        """How many times this part calls the session: once, or once a token if it is decoded."""
+        """Number of session calls: one, or one per token if the part is decoded."""
         return self.tokens.stop - self.tokens.start if self.decoded else 1
 
 
@@ -79,21 +78,21 @@ class Schedule:
     """One way to feed a prompt and the forced tokens after it."""
 
     name: str  # short name for reports
-    chunks: tuple[int, ...] = ()  # lengths of the prefill calls, used in turn; empty: all at once
-    answers: tuple[int, ...] = ()  # tokens decoded after each of these calls, used in turn; empty: none
-    # run each scenario as two rows, in two prefill calls with this many padded columns together: one row is padded on
-    # the left and then on the right, the other on the right and then on the left
+    chunks: tuple[int, ...] = ()  # lengths of the prefill calls, used in turn; empty: prefill in one call
+    answers: tuple[int, ...] = ()  # numbers of tokens decoded after the prefill calls, used in turn; empty: none
+    # If not 0, run each scenario as two batch rows, in two prefill calls with this many padded columns in total: one
+    # row is padded on the left and then on the right, the other on the right and then on the left.
     padding: int = 0
-    # feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts; the
-    # first group has wrong tokens after it, which are taken back. Empty: decode them one by one.
+    # Verify the forced tokens as drafts in groups of these lengths, used in turn; the first group is followed by wrong
+    # drafts, which are then removed from the cache. Empty: decode the tokens one by one.
     drafts: tuple[int, ...] = ()
-    # most tokens decoded at the end; forced tokens before them are fed as the prompt is. None: all are decoded
+    # Decode at most this many of the forced tokens, the last ones; feed those before as part of the prompt. None: all.
     steps: int | None = None
-    greedy_only: bool = False  # whether the greedy scenario alone is fed in this way
+    greedy_only: bool = False  # feed only the greedy scenario in this way
 
     @property
     def one_shot(self) -> bool:
-        """Whether the whole prompt is one prefill without padding, and the rest decoding."""
+        """Whether the whole prompt is prefilled in one call without padding, and all other tokens are decoded."""
         return not (self.chunks or self.padding or self.drafts)
 
     @property
@@ -108,10 +107,10 @@ class Schedule:
         return scenario.greedy if self.greedy_only else not (scenario.one_shot_only or scenario.alone)
 
     def fed(self, scenario: Scenario) -> Scenario:
-        """Return a scenario whose prompt also has the forced tokens that this schedule does not decode.
+        """Return the scenario with the forced tokens that this schedule does not decode moved into its prompt.
 
-        In the one-shot schedule two kinds are decoded in full: greedy scenarios, whose free generation is taken from
-        that run, and those that are fed one-shot only.
+        The one-shot schedule decodes all forced tokens of greedy scenarios, whose free generation is taken from that
+        run, and of scenarios that only it feeds.
         """
         full = self.one_shot and (scenario.greedy or scenario.one_shot_only)
         if self.steps is None or full or len(scenario.forced) <= self.steps:
@@ -120,7 +119,7 @@ class Schedule:
         return replace(scenario, prompt=ids[:prompt], forced=ids[prompt:])
 
     def parts(self, tokens: int) -> list[Part]:
-        """Return how a prompt of ``tokens`` tokens is fed, in order."""
+        """Split a prompt of ``tokens`` tokens into the parts that are fed in turn."""
         if self.padding:
             half = (tokens + 1) // 2
             return [Part(slice(0, half)), *([Part(slice(half, tokens))] if half < tokens else [])]
@@ -138,7 +137,7 @@ class Schedule:
         return parts
 
     def groups(self, forced: int) -> list[slice]:
-        """Return which of the forced tokens each call takes: one, or several drafts."""
+        """Split ``forced`` tokens into those of each call: one token, or several drafts."""
         groups: list[slice] = []
         start = 0
         while start < forced:
@@ -148,7 +147,7 @@ class Schedule:
         return groups
 
     def calls(self, scenario: Scenario) -> int:
-        """Return how many calls of the session a run of a scenario takes; progress bars count these."""
+        """Return the number of session calls that feed a scenario, for progress bars."""
         scenario = self.fed(scenario)
         return sum(part.calls for part in self.parts(len(scenario.prompt))) + len(self.groups(len(scenario.forced)))
 
@@ -174,11 +173,11 @@ SCHEDULES = (
 class Workload:
     """Which token sequences are run, how long they are (shorter in a short context), and how they are fed."""
 
-    prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
-    steps: int = DECODE_STEPS  # decoded after each prompt
+    prompt_tokens: int = PROMPT_TOKENS  # tokens of every synthetic prompt
+    steps: int = DECODE_STEPS  # forced tokens after each prompt
     schedules: tuple[Schedule, ...] = SCHEDULES  # ways to feed a prompt
     scenarios: tuple[str, ...] | None = None  # names of the synthetic sequences; None: all. The greedy one always runs.
-    explained: int = 3  # most sequences in which causes are looked for
+    explained: int = 3  # causes are searched for in at most this many sequences
 
     @property
     def has_all_sequences(self) -> bool:
@@ -186,15 +185,15 @@ class Workload:
         return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
 
     def with_all_steps(self) -> Workload:
-        """Return this workload, but with every forced token decoded in every schedule.
+        """Return this workload with every forced token decoded in every schedule.
 
-        A cache that rounds needs this: schedules are then different functions, and with more decoded rows the gate for
-        their size is narrower.
+        A cache that rounds needs this: schedules then compute different functions, and more decoded rows make the gate
+        for their size narrower.
         """
         return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
 
     def left_out(self) -> Iterator[str]:
-        """Yield what a full verification does beyond this workload, a sentence each."""
+        """Yield a sentence for each part of a full verification that this workload leaves out."""
         if self.prompt_tokens < PROMPT_TOKENS:
             yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
         if self.steps < DECODE_STEPS:
@@ -211,8 +210,8 @@ class Workload:
 
 FULL = Workload()
 
-# Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
-# as in a full run, so that they cross the same blocks. Schedules of many small calls are left out.
+# A wrong solve shows with repeated and correlated tokens; the greedy sequence adds random ones. Prompts are as long as
+# in a full run, so that they cross the same block boundaries. Schedules of many small calls are left out.
 QUICK = Workload(
     steps=8,
     schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),
@@ -222,11 +221,11 @@ QUICK = Workload(
 
 
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
-    """Choose which scenarios run as rows of one batch, which saves time: each call reads all weights of a model.
+    """Group the scenarios that a schedule feeds into batches; fewer calls save time, since each reads all weights.
 
-    One-shot, every scenario runs alone, and so does the greedy one "in turns": thus prefill, into an empty and a filled
-    cache, and decode are tried on a batch of one. In other schedules, scenarios of equal lengths share a batch. Left
-    out are scenarios that this schedule does not take; ``limit`` is the most rows that the runtime takes.
+    The one-shot schedule runs every scenario alone, and "in turns" runs only the greedy one, so prefill (into an empty
+    and a filled cache) and decode are also tried with one batch row. The other schedules batch scenarios of equal
+    lengths. ``limit`` is the largest batch that the runtime takes.
     """
     rows = 2 if schedule.padding else 1
     most = len(scenarios) if limit is None else max(1, limit // rows)
@@ -236,7 +235,7 @@ def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None
 
 
 def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
-    """Group scenarios with equally long prompts and equally many forced tokens: they can be rows of one batch."""
+    """Group scenarios with equally long prompts and equally many forced tokens, which can share a batch."""
     groups: dict[tuple[int, int], list[Scenario]] = {}
     for scenario in scenarios:
         groups.setdefault((len(scenario.prompt), len(scenario.forced)), []).append(scenario)
@@ -244,7 +243,7 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 
 
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
-    """Return the numbers of prompt tokens and decode steps that fit, with padding, a context of ``limit`` tokens.
+    """Return the numbers of prompt tokens and decode steps that fit a context of ``limit`` tokens with padding.
 
     A short context cuts the prompt to MIN_PROMPT, then steps to 1, then the prompt. LucidError for no steps or no room.
     """
@@ -262,7 +261,7 @@ def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROM
 def all_scenarios(
     config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
 ) -> list[Scenario]:
-    """Return all scenarios of a workload; the greedy one, which is last, has no tokens to force yet."""
+    """Return all scenarios of a workload; the greedy one is last, and its forced tokens are not known yet."""
     made = synthetic_scenarios(config, workload, seed, embeddings)
     chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
     return [*chosen, _greedy_scenario(config, workload, seed, prompt)]
@@ -271,9 +270,9 @@ def all_scenarios(
 def synthetic_scenarios(
     config: LucidConfig, workload: Workload = FULL, seed: int = 0, embeddings: Array | None = None
 ) -> list[Scenario]:
-    """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
+    """Return the scenarios that need only a vocabulary: random tokens, one token, a pattern, correlated tokens.
 
-    Correlated tokens are a few that repeat: with ``embeddings``, ``(vocab, hidden)``, neighbours in cosine distance.
+    Correlated tokens are a few that repeat; given ``embeddings`` ``(vocab, hidden)``, those close in cosine distance.
     """
     prompt, steps = fit_lengths(config.max_position_embeddings, workload.steps, workload.prompt_tokens)
     sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)
@@ -281,12 +280,12 @@ def synthetic_scenarios(
 
 
 def _greedy_scenario(config: LucidConfig, workload: Workload, seed: int, prompt: Array | None) -> Scenario:
-    """Return the scenario that the baseline continues: a prompt, int ``(P,)``, or random tokens; zeros are forced."""
+    """Return the scenario that the baseline continues: ``prompt``, int ``(P,)``, or random tokens, then zeros."""
     limit = config.max_position_embeddings
     length, steps = fit_lengths(limit, workload.steps, workload.prompt_tokens)
     forced = np.zeros(steps, dtype=np.int64)
     if prompt is None:
-        rng = np.random.default_rng([seed, 1])  # its own stream: the random scenario has different tokens
+        rng = np.random.default_rng([seed, 1])  # another stream than that of the random scenario
         return Scenario("greedy", rng.integers(config.vocab_size, size=length), forced, greedy=True, alone=True)
     ids = np.asarray(prompt, dtype=np.int64)
     if ids.size == 0:
@@ -294,7 +293,7 @@ def _greedy_scenario(config: LucidConfig, workload: Workload, seed: int, prompt:
     room = limit - PADDING - len(ids)
     if room < 1:
         raise LucidError(
-            f"The prompt has {len(ids)} tokens; verification can take {limit - PADDING - 1} of the model's {limit} "
-            "(max_position_embeddings); padding and new tokens follow."
+            f"The prompt has {len(ids)} tokens; verification takes at most {limit - PADDING - 1}, since padding and "
+            f"new tokens must fit into the model's {limit} (max_position_embeddings), too."
         )
     return Scenario("prompt", ids, forced[:room], greedy=True)

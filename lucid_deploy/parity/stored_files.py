@@ -1,4 +1,4 @@
-"""Check an artifact's files: sha256 of all, and the tokenizer's files against the checkpoint's."""
+"""Check the sha256 of all files of an artifact, and compare the tokenizer's files with the checkpoint's."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 from lucid_deploy.parity.progress import Progress
 from lucid_deploy.parity.results import FAILED, PASSED, Check
 
-_WRITTEN_BY = "transformers_version"  # says who wrote a file, and changes nothing
+_WRITTEN_BY = "transformers_version"  # the version that wrote a file has no effect, so it is not compared
 
 
 def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None = None) -> tuple[Check, bool]:
-    """Check every file; return the result, and whether all have the sizes and hashes of the manifest."""
+    """Check every file; return the result, and whether all sizes and hashes match the manifest."""
     try:
         check_hashes(artifact, progress and partial(progress, "Files: sha256"))
     except CheckFailed as failure:
         return Check("files", FAILED, str(failure)), False
     found = f"sha256 and size of {len(artifact.manifest.files)} files"
-    try:  # nothing that is computed rests on these files
+    try:  # a tokenizer that differs does not stop the other checks, which do not use it
         if count := check_copies(artifact, checkpoint):
             found += f", of which {count} are equal to the checkpoint's"
     except CheckFailed as failure:
@@ -34,10 +34,10 @@ def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None 
 
 
 def check_copies(artifact: Artifact, checkpoint: Path) -> int:
-    """Compare the tokenizer's files with what an export makes of the checkpoint's; return how many were compared.
+    """Compare the tokenizer's files with those that an export writes for the checkpoint; return how many.
 
-    JSON is compared by content, other files byte by byte. A file that only one side has is not compared: a
-    checkpoint may have come without its tokenizer.
+    JSON is compared by content, other files byte by byte. A file that only one side has is not compared: the
+    checkpoint may lack its tokenizer. Raises CheckFailed if a file differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy_tokenizer(checkpoint, again := Path(folder))
@@ -46,15 +46,15 @@ def check_copies(artifact: Artifact, checkpoint: Path) -> int:
     if other:
         raise CheckFailed(
             f"{artifact.directory}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not what the checkpoint "
-            f"{checkpoint} has: changed after the export, here or there. Export it again, or name the "
-            "checkpoint that it came from with --checkpoint."
+            f"{checkpoint} has: the artifact or the checkpoint was changed after the export. Export it again, or "
+            "name the checkpoint that it was exported from with --checkpoint."
         )
     return len(names)
 
 
 def _content(path: Path) -> Any:
     content = path.read_bytes()
-    if path.name == "tokenizer.json":  # other versions of the library write other defaults
+    if path.name == "tokenizer.json":  # normalise it: versions of the tokenizers library write different defaults
         from tokenizers import Tokenizer
 
         try:

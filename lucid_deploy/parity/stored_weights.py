@@ -1,8 +1,8 @@
-"""Check that an artifact's weights are the checkpoint's, every element.
+"""Check that every element of an artifact's weights is the checkpoint's.
 
-Comparing what an artifact computes does not show this: perhaps no token of the verification reads a certain row of the
-embedding, and in half precision the effect of a row of the head may be within the gate of the logits. Moreover, the
-reference of a quantized artifact is the model on the artifact's own dequantized weights.
+Comparing what an artifact computes does not show this: perhaps no token of the verification reads some row of the
+embedding, and in half precision the effect of a row of the head may be within the gate of the logits. Moreover, a
+quantized artifact is compared with the model on its own dequantized weights.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.external_data import StoredWeight
     from lucid_deploy.model.checkpoint import Checkpoint
 
-# Share of a step: float32 arithmetic in the quantizer may round a value half way between two steps to either.
+# Share of a step: float32 arithmetic in the quantizer may round a value half way between two steps either way.
 _SLACK = 1e-3
-# Relative: the recorded distance has 7 digits, and may come from sums in another order.
+# Relative: the recorded distance has 7 digits, and its sums may have been computed in another order.
 _DISTANCE_SLACK = 1e-5
 _FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds the scale of an FP8 or NVFP4 weight once or twice
 # Rounding a scale to half precision changes every weight of its block: relatively by this share, and absolutely by half
-# the spacing of subnormal numbers (float16 below 2^-14 has multiples of 2^-24).
+# the spacing of subnormal numbers (float16 numbers below 2^-14 are multiples of 2^-24).
 _SCALE_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SCALE_STEP = {"float16": 2.0**-25}
 
@@ -67,7 +67,7 @@ def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
 
 
 def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress | None = None) -> Check:
-    """Compare every weight with the checkpoint's, and what the graphs of all forms read."""
+    """Compare every weight with the checkpoint's, and the weights that the graphs of all forms read."""
     meter = CallCounter(progress, "Weights: every element", len(checkpoint.stored_shapes()))
     try:
         found = compare_weights(artifact, checkpoint, meter.tick)
@@ -91,11 +91,11 @@ def _check_shared(artifact: Artifact) -> None:
 def compare_weights(artifact: Artifact, checkpoint: Checkpoint, tick: Tick = lambda: None) -> str:
     """Raise CheckFailed if an artifact's weights are not the checkpoint's; return what was found as a sentence.
 
-    Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
-    element must be within half a step of the original (one or two steps if it was clipped), and scales must be those
-    that the scheme prescribes or, if a method fitted them, not too coarse. If calibration data chose the values, only
-    the distance from the original is checked, against the recorded one. With the method ``stored``, which copies the
-    checkpoint's numbers, values must be equal. Scales from equalization are applied to the original, and must cancel.
+    Weights that are not quantized must be the original ones cast to the artifact's dtype. Every element of a quantized
+    weight must be within half a step of the original (one or two steps if it was clipped), and scales must be those
+    that the scheme prescribes or, if a method fitted them, not too coarse. If the values were chosen with calibration
+    data, only their distance from the original is checked, against the recorded one. The method ``stored`` copies the
+    checkpoint's numbers, so they must be equal. Scales from equalization are applied to the original, and must cancel.
     """
     record = artifact.manifest.quantization
     if record is None:
@@ -124,7 +124,7 @@ def _quantized_words(record: Quantization, folded: bool) -> str:
     nearest = len(record.tensors) - chosen
     found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
     if chosen:
-        found.append(f"{chosen} whose numbers {record.method.name} chose are as far off as recorded")
+        found.append(f"{chosen} whose values {record.method.name} chose are at the recorded distance from the original")
     others = "others are equal but for inputs' scales" if folded else "others are equal"
     return f"{', '.join(found)}, {others}"
 
@@ -137,7 +137,7 @@ def check_plain_weights(
 ) -> int:
     """Raise CheckFailed unless all weights that are not quantized are the checkpoint's, rounded; return their number.
 
-    Prefill and decode must read them from the same place of the weight file. ``folded``: scales put into weights.
+    Prefill and decode must read them from the same offset in the weight file. ``folded`` are equalization's scales.
     """
     places = {stage: {weight.name: weight for weight in artifact.weights(stage)} for stage in STAGES}
     for name in places["prefill"].keys() & places["decode"].keys():
@@ -146,7 +146,7 @@ def check_plain_weights(
     names = plain_names(artifact, checkpoint)
     with artifact.path(WEIGHTS).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as buffer:
         for name in names:
-            # Where two weights are one, such as embedding and head, graphs may call it by either name.
+            # Tied weights, such as embedding and head, may have either name in the graphs.
             read = {
                 stage: [at for at in found if checkpoint.stored_name(at) == name] for stage, found in places.items()
             }
@@ -161,23 +161,23 @@ def check_plain_weights(
                 if problem:
                     raise CheckFailed(
                         f"{artifact.directory}: {at} is not the checkpoint's weight: {problem}. Export it again, or "
-                        "name the checkpoint that it came from with --checkpoint."
+                        "name the checkpoint that it was exported from with --checkpoint."
                     )
             tick()
     return len(names)
 
 
 def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tensor, transposed: bool) -> str | None:
-    """Say how a stored weight differs from ``wanted`` rounded to the stored type; None if it does not."""
+    """Say how a stored weight differs from ``wanted`` cast to the stored dtype; None if it does not."""
     import torch
 
     types = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}  # by onnx.TensorProto.DataType
     if place.data_type not in types:
-        return f"it is stored as type {place.data_type} of ONNX"
+        return f"its ONNX data type is {place.data_type}"
     if tuple(wanted.shape) != ((*place.shape[:-2], *place.shape[:-3:-1]) if transposed else place.shape):
-        return f"it is {list(place.shape)}{', transposed' if transposed else ''}, not {list(wanted.shape)}"
+        return f"its shape is {list(place.shape)}{', transposed' if transposed else ''}, not {list(wanted.shape)}"
     kind = types[place.data_type]
-    # A copy, so that the file can be closed while PyTorch still holds the memory of what was compared.
+    # Copy it, since the mapped file cannot be closed while a tensor refers to its memory.
     found = torch.frombuffer(buffer, dtype=kind, count=wanted.numel(), offset=place.offset).clone().view(*place.shape)
     found, wanted = found.mT if transposed else found, wanted.to(kind)
     if torch.equal(found, wanted):
@@ -197,7 +197,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
     """Say how a quantized weight differs from what its method and scheme allow; None if it does not."""
     if record.method.name == STORED:
         wrong = dequantize(record, name, *parts) != weight.double().numpy()
-        return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
+        return f"{wrong.sum()} elements differ" if wrong.any() else None
     original, dtype = weight.float().numpy(), record.part_dtype(name, SCALES, dtype)
     if record.is_float:
         return _float_difference(record, name, parts, original)
@@ -211,12 +211,12 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
 
 
 def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
-    """Say where a symmetrically quantized value is not the nearest to the original, or a scale is wrong; else None."""
+    """Say where a symmetrically quantized value is not nearest to the original or a scale is wrong; None if nowhere."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
-    numbers = numbers.astype(np.int16)  # the magnitude of -128 does not fit in int8
+    numbers = numbers.astype(np.int16)  # the magnitude of -128 does not fit into int8
     high, positive = (1 << (record.bits_of(name) - 1)) - 1, record.has_positive_scales(name)
-    top = high if positive else high + 1  # the whole number that a block's largest magnitude is scaled to
+    top = high if positive else high + 1  # the integer to which a block's largest magnitude is scaled
     relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
     largest = _blocks(np.abs(original), tensor).max(axis=-1)
     if positive:
@@ -225,12 +225,12 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
     if misplaced.any():
         row, block = np.argwhere(misplaced)[0]
         return (
-            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, the original's largest element "
-            f"{largest[row, block]:.6g} asks for ±{largest[row, block] / top:.6g}"
+            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}; with the original's largest element, "
+            f"{largest[row, block]:.6g}, it must be ±{largest[row, block] / top:.6g}"
         )
     steps = spread(np.abs(factors), tensor)
     error = np.abs(numbers * spread(factors, tensor) - original)
-    clipped = (numbers == high) & (top > high)  # the original may be high + 1 steps, for which there is no code
+    clipped = (numbers == high) & (top > high)  # the original may be up to high + 1 steps, which has no code
     rounding = (np.abs(numbers) + clipped) * (relative * steps + least)
     allowed = np.where(clipped, 1.0, 0.5 + _SLACK) * steps + rounding + least
     return _beyond(error, allowed, steps)
@@ -239,25 +239,25 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
 def _asymmetric_difference(
     record: Quantization, name: str, parts: list[Array], original: Array, dtype: str
 ) -> str | None:
-    """Say where values with zero points, offsets or fitted ranges are too far off, or a scale too coarse; else None.
+    """Say where values with zero points, offsets or fitted ranges have too large errors, or a scale is too coarse.
 
-    Within its block's range an element may be off by half a step. Elements beyond the range are clipped, and may be off
-    by two steps, since ranges are fitted to blocks. More is allowed where scales were rounded after values were chosen.
+    None if nowhere. Within its block's range an element may be off by half a step. Elements beyond the range are
+    clipped and may be off by two steps. More is allowed where scales were rounded after the values were chosen.
     """
     tensor, half = record.tensors[name], 1 << (record.bits_of(name) - 1)
     numbers, factors = unpack(record, name, *parts)
     stored = unpack(record, name, *parts[:2])[0]
     steps = spread(np.abs(factors), tensor)
     relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
-    # Symmetric quantization of a range on one side of zero needs a scale twice as large as the range's width asks for,
-    # and a fitted scale may be a quarter larger. Blocks of zeros may have any scale.
+    # Symmetric quantization of a range on one side of zero needs twice the scale that the range's width implies, and a
+    # fitted scale may be a quarter larger. Blocks of zeros may have any scale.
     blocks = _blocks(original, tensor)
     span = np.maximum(blocks.max(axis=-1), 0) - np.minimum(blocks.min(axis=-1), 0)
     coarsest = np.where(span > 0, 2.5 * span / (2 * half - 1), np.inf)
     coarse = np.abs(factors) > coarsest + 2 * LEAST_SCALE[dtype]
     if coarse.any():
         row, block = np.argwhere(coarse)[0]
-        return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, coarser than its range asks for"
+        return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, too coarse for the block's range"
     error = np.abs(numbers * spread(factors, tensor) - original)
     rounding = np.abs(numbers) * (relative * steps + least)
     clipped = (stored == -half) | (stored == half - 1)
@@ -265,17 +265,17 @@ def _asymmetric_difference(
 
 
 def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Say if values that calibration data chose are not at the recorded distance from the original; else None."""
+    """Say if values chosen with calibration data are not at the recorded distance from the original; else None."""
     tensor, recorded = record.tensors[name], record.method.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
     if not abs(distance - recorded.distance) <= _DISTANCE_SLACK * recorded.distance:
-        return f"it is {distance:.6g} of the original's norm away from it, and {recorded.distance:.6g} is recorded"
+        return f"its relative distance from the original is {distance:.6g}, and {recorded.distance:.6g} is recorded"
     return None
 
 
 def _float_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Say where a weight in E4M3 or NVFP4 is not rounded to nearest, or lacks the scales prescribed; else None."""
+    """Say where an E4M3 or NVFP4 weight is not rounded to nearest or has a wrong scale; None if nowhere."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     wanted, off = _float_scales(record, name, np.abs(original).astype(np.float64))
@@ -285,7 +285,7 @@ def _float_difference(record: Quantization, name: str, parts: list[Array], origi
         return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, not {wanted[row, block]:.6g}"
     quotients = original / spread(factors, tensor)
     most = E4M3_MAX if record.scheme == "fp8" else E2M1_MAX
-    # With a rounded scale, the largest element may be beyond the format's largest number, to which it is then clipped.
+    # Since scales are rounded, the largest element may exceed the format's largest number, to which it is clipped.
     inside = np.clip(quotients, -most, most)
     beyond = ~(np.abs(numbers - inside) <= (0.5 + _SLACK) * spacing(inside, record.bits))
     if beyond.any():
@@ -298,7 +298,7 @@ def _float_difference(record: Quantization, name: str, parts: list[Array], origi
 
 
 def _float_scales(record: Quantization, name: str, magnitudes: Array) -> tuple[Array, Array | float]:
-    """Return the scales that the format prescribes, ``(out, blocks)``, and by what share stored ones may differ."""
+    """Return the scales that the format prescribes, ``(out, blocks)``, and the relative tolerance of stored ones."""
     tensor = record.tensors[name]
     if record.scheme == "fp8":
         return np.full((tensor.shape[0], 1), max(magnitudes.max() / E4M3_MAX, 2.0**-126)), _FLOAT_SCALE_SLACK
@@ -310,13 +310,13 @@ def _float_scales(record: Quantization, name: str, magnitudes: Array) -> tuple[A
 
 
 def _blocks(weight: Array, tensor: QuantizedTensor) -> Array:
-    """Return a weight ``(out, in)`` as ``(out, blocks, block size)``, the last block filled with zeros."""
+    """Reshape a weight ``(out, in)`` to ``(out, blocks, block size)``, padding the last block with zeros."""
     padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % tensor.block_size)))
     return padded.reshape(len(weight), tensor.blocks, -1)
 
 
 def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
-    """Describe the first element whose error is larger than allowed; None if there is none."""
+    """Describe the first element whose error is larger than allowed; None if no error is."""
     beyond = ~(error <= allowed)
     if not beyond.any():
         return None
@@ -327,18 +327,18 @@ def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
     )
 
 
-# Scales that equalization has put into weights
+# Scales that equalization multiplied into weights
 
-_TOKENS, _REPEATED = 48, 16  # of a prompt whose last tokens repeat the first, so that keys are correlated
-_ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it
+_TOKENS, _REPEATED = 48, 16  # length of a prompt, and how many last tokens repeat the first, to correlate keys
+_ROUNDING = 2.0**-24  # relative rounding error of float32, in which scaled weights are stored
 
 
 def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
     """Raise CheckFailed unless scales cancel: with and without them, float64 must give the same logits and keys.
 
-    The reference has these scales in its weights, so comparing with it cannot show scales that do not cancel. The
-    results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled; keys may not:
-    LUCID's solve must see the keys that it was trained with.
+    The reference has these scales in its weights, so comparing with it does not show scales that do not cancel. The
+    results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled, but keys may
+    not: LUCID's solve must get the keys that it was trained with.
     """
     plain = _logits_and_keys(checkpoint, lambda name: checkpoint.tensor(name))
     rounded = _logits_and_keys(checkpoint, lambda name: _perturbed(checkpoint.tensor(name), name))
@@ -349,7 +349,7 @@ def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
         if not found <= allowed:
             raise CheckFailed(
                 f"The scales that were folded into weights do not cancel: without any rounding they change {what} by "
-                f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their size. Export the checkpoint again."
+                f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their norm. Export the checkpoint again."
             )
 
 
@@ -375,7 +375,7 @@ def _logits_and_keys(checkpoint: Checkpoint, load: Callable[[str], Any]) -> dict
 
 
 def _perturbed(weight: torch.Tensor, name: str) -> torch.Tensor:
-    """Return a weight whose elements are off by a rounding of float32, up or down."""
+    """Return a weight with every element changed by a rounding error of float32, up or down at random."""
     import zlib
 
     import torch

@@ -1,4 +1,4 @@
-"""Derive what a candidate is compared with: the reference's tensors and the gates, scenario by scenario."""
+"""Derive the targets that a candidate is compared with: the reference's tensors and the gates of each scenario."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lucid_deploy.parity.rounded_targets import Rounding, derive_roundings
 from lucid_deploy.parity.scenarios import FULL, ONE_SHOT, Scenario, Workload, all_scenarios, equal_lengths
 from lucid_deploy.runtimes.session import Array, Session
 
-Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed
+Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens one
 
 
 def opened(source: Source) -> Session[Any]:
-    """Return the session, opened if need be."""
+    """Return the session, opening it if ``source`` is a function."""
     return source() if callable(source) else source
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Names a model, or a file of its results, that a candidate is compared with."""
+    """Describes a model, or a file of its results, that a candidate is compared with."""
 
-    kind: str  # short name, for programs: "own model"
-    words: str  # for people, to follow "against"
-    left_out: str = ""  # which part of it was not compared, as a sentence
+    kind: str  # short name for programs, such as "own model"
+    words: str  # description for people, to follow "against"
+    left_out: str = ""  # a sentence about the part of it that was not compared, if any
 
 
 OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64")
@@ -41,20 +41,20 @@ DEQUANTIZED = Reference(
 
 @dataclass(frozen=True)
 class OtherTrace:
-    """One scenario as another implementation computed it.
+    """The results of another implementation in one scenario.
 
-    Our own model's gate allows what the candidate's precision costs. Another implementation's numbers carry rounding of
-    their own: what computing in its type costs (``FACTOR`` times the error that our own model makes in that type), and
-    one unit in the last place of the type that they are stored in. Both depend only on the types and on how the model
-    is conditioned, so a misread configuration does not widen them.
+    Our own model's gate allows for rounding in the candidate's precision. The other implementation's results have
+    rounding errors, too: those of computing in its type (at most ``FACTOR`` times the error that our own model makes in
+    that type), and one unit in the last place of the type that they are stored in. Both depend only on the types and on
+    the conditioning of the model, so a misread configuration does not widen them.
     """
 
     reference: Reference
     trace: Trace  # tensors and positions that it lacks are not compared
-    rounding: Mapping[TensorId, float]  # by tensor, the allowance beyond our own model's gate
+    rounding: Mapping[TensorId, float]  # by tensor, what is added to our own model's gate
 
     def compare(self, found: Trace, gates: Gates, scenario: str, schedule: str) -> list[Comparison]:
-        """Compare a candidate's trace with this one; ``rounding`` is added to ``gates``, which are our own model's."""
+        """Compare a candidate's trace with this one, within our own model's ``gates`` plus ``rounding``."""
         made = []
         for tensor, rows in self.trace.tensors.items():
             actual, wanted = common_positions(found.tensors[tensor], rows)
@@ -67,7 +67,7 @@ class OtherTrace:
 
 
 def common_positions(first: TensorRows, second: TensorRows) -> tuple[TensorRows, TensorRows]:
-    """Return two tensors at the positions that both have."""
+    """Cut two tensors to the positions that both have."""
     start = max(first.start, second.start)
     stop = max(min(rows.start + rows.values.shape[1] for rows in (first, second)), start)
     one, other = (TensorRows(rows.values[:, start - rows.start : stop - rows.start], start) for rows in (first, second))
@@ -87,17 +87,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one model in one precision; they serve any number of candidates."""
+    """All targets of one model in one precision, for any number of candidates."""
 
     items: tuple[Target, ...]  # one for each scenario
     dtype: str  # the precision that the gates were derived for
     seed: int
-    cache_dtype: str = ""  # the cache's type that the gates were derived for; empty: the same as `dtype`
+    cache_dtype: str = ""  # the cache dtype that the gates were derived for; empty: the same as `dtype`
     workload: Workload = FULL
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:
-    """Return the targets to look for causes in, at most as many as the workload says: failing, correlated, greedy."""
+    """Return up to ``workload.explained`` targets to search for causes: failing, correlated and greedy scenarios."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
@@ -115,23 +115,23 @@ def prepare(
     more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
-    """Run baseline and reference through all scenarios; return the targets: the reference's results, and gates.
+    """Run baseline and reference over all scenarios; return the targets: the reference's results, and gates.
 
     Args:
-        baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
-        reference: PyTorch in float64, or a function that opens it.
+        baseline: PyTorch in the candidate's precision, or a function that opens it. Its errors set the gates.
+        reference: PyTorch in float64, or a function that opens it; ValueError if it computes in another type.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
-        embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
+        embeddings: ``(vocab, hidden)``, from which correlated tokens are chosen.
         rounded: PyTorch in float64 whose cache rounds as the candidate's does; ValueError if needed and missing.
         more: Scenarios beside the synthetic ones.
     """
     session = opened(baseline)
     rounds = rounded_cache.rounds(session)
     workload = workload.with_all_steps() if rounds else workload
-    if session.multi_token_unsupported_reason is not None:  # drafts cannot be taken back from a state or a ring
+    if session.multi_token_unsupported_reason is not None:  # wrong drafts cannot be removed from a state or a ring
         workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
     scenarios = [*all_scenarios(session.config, workload, seed, prompt, embeddings), *more]
-    if rounds:  # before anything is computed
+    if rounds:  # fail before anything is computed
         rounded_cache.refuse_dropped_rows(session, max(scenario.length for scenario in scenarios))
     scenarios, own = _record_baseline(session, scenarios, progress)
     exact = _record_reference(reference, scenarios, progress)
@@ -149,14 +149,14 @@ def prepare(
 def _record_baseline(
     session: Session[Any], scenarios: list[Scenario], progress: Progress | None
 ) -> tuple[list[Scenario], dict[str, Trace]]:
-    """Run the baseline one-shot; return scenarios, the greedy one with the baseline's tokens, and traces by name."""
+    """Run the baseline one-shot; return the scenarios, the greedy one with the tokens generated, and traces by name."""
     total = sum(ONE_SHOT.calls(group[0]) for group in equal_lengths(scenarios))
     meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)
     return record_greedy(session, scenarios, meter.tick)
 
 
 def _record_reference(reference: Source, scenarios: list[Scenario], progress: Progress | None) -> dict[str, Trace]:
-    """Run the float64 model through all scenarios; return their traces by name."""
+    """Run the float64 model over all scenarios; return their traces by name."""
     session = opened(reference)
     if session.dtype != "float64":
         raise ValueError(f"the reference must compute in float64, not {session.dtype}")

@@ -1,4 +1,4 @@
-"""Show a verification on a terminal of 80 columns: verdict, worst case of each tensor, causes, what was checked."""
+"""Show a verification on an 80-column terminal: verdict, worst case of each tensor, causes, and list of checks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-TABLE_LAYERS = 12  # with more layers, each row of a table is the worst of several neighbouring layers
+TABLE_LAYERS = 12  # with more layers, each table row shows the worst of several consecutive layers
 COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
 
 
 def render(found: Verification) -> RenderableType:
-    """Return what rich prints of a verification: verdict, sentences, tables, and what was and was not checked."""
+    """Return a verification as a rich renderable: verdict, sentences, tables, and what was and was not checked."""
     from rich.console import Group
     from rich.text import Text
 
@@ -51,13 +51,13 @@ def render(found: Verification) -> RenderableType:
 
 
 def check_lines(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield a line that lists the checks that were made and, if others were not, a line with those and the reasons."""
+    """Yield a line with the checks that were done and, if any were not, a line with those and the reasons."""
     yield f"Checked: {', '.join(f'{check.name} ({check.outcome})' for check in checks if check.done)}."
     missing: dict[str, list[str]] = {}  # names by reason
     for check in checks:
         if not check.done:
             missing.setdefault(check.detail.rstrip("."), []).append(check.name)
-    reasons: dict[str, list[str]] = {}  # by names, so that names with several reasons are listed once
+    reasons: dict[str, list[str]] = {}  # reasons by names, so that names with several reasons are listed once
     for reason, names in missing.items():
         reasons.setdefault(", ".join(dict.fromkeys(names)), []).append(reason)
     if reasons:
@@ -66,7 +66,7 @@ def check_lines(checks: Sequence[Check]) -> Iterator[str]:
 
 
 def _table(title: str, words_first: Sequence[str], numbers: Sequence[str], last: str = "") -> Table:
-    """Return an empty table with little padding: columns of words, columns of numbers, and a last one that may wrap."""
+    """Return an empty table with little padding: text columns, number columns, and a last column that may wrap."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -83,7 +83,7 @@ def _table(title: str, words_first: Sequence[str], numbers: Sequence[str], last:
 def _worst_table(found: Verification) -> Table:
     title = f"{found.label}, {found.dtype}, against PyTorch in float64: worst case of each tensor"
     table = _table(title, ["layer"], ["max abs", "error", "gate", "of gate", "at"], "token sequence, how it was fed")
-    layers = max(item.tensor.layer for item in found.against())  # the logits count as one layer more
+    layers = max(item.tensor.layer for item in found.against())  # number of layers, which is the logits' index
     rows: dict[str, Comparison] = {}
     for tensor, item in found.worst_by_tensor().items():
         label = str(tensor) if tensor.is_logits else band_label(tensor.layer, layers, tensor.word)
@@ -103,7 +103,7 @@ def _worst_table(found: Verification) -> Table:
 
 
 def band_label(layer: int, layers: int, word: str) -> str:
-    """Return the label of a tensor's table row: its layer, or a range of layers if there are many, and its word."""
+    """Return a table row's label, such as ``3 K``, or ``4–7 K`` for a range of layers if the model has many."""
     band = math.ceil(layers / TABLE_LAYERS)
     first = layer // band * band
     last = min(first + band, layers) - 1
@@ -112,16 +112,14 @@ def band_label(layer: int, layers: int, word: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a share of the gate in a few characters, however large it is."""
+    """Format a share of the gate in at most six characters, such as ``25%``, ``120×`` or ``>1e5×``."""
     return f"{share:.0%}" if share < 10 else f"{share:.0f}×" if share < 1e5 else ">1e5×"
 
 
 def _own_error_table(explanation: Explanation) -> Table:
-    table = _table(
-        "Each part on the reference's own inputs", ["part"], ["error", "gate"], "token sequence, how it was fed"
-    )
+    table = _table("Each part on the reference's inputs", ["part"], ["error", "gate"], "token sequence, how it was fed")
     worst: dict[str, WorstOwnError] = {}
-    layers = max(item.part.layer for item in explanation.findings)  # the logits count as one layer more
+    layers = max(item.part.layer for item in explanation.findings)  # number of layers, which is the logits' index
     for item in sorted(explanation.findings, key=lambda item: item.part):
         part = item.part
         label = band_label(part.layer, layers, part.word) if 0 <= part.layer < layers else str(part)

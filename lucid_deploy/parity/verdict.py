@@ -1,4 +1,4 @@
-"""The verdict: whether gates that held prove enough, and the result of a verification in a few sentences."""
+"""Judge a verification: whether gates that held are narrow enough, and the result in a few sentences."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lucid_deploy.parity.scenarios import FREE_RUNNING, SCHEDULES
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import Verification
 
-# What a user would accept of an artifact that "computes what PyTorch computes". Beyond that, passing proves too little.
-ACCEPTED_ERROR = 0.1  # the median of the logits' gates, a relative error
+# What a user would accept of an artifact that "computes what PyTorch computes". Beyond it, passing proves too little.
+ACCEPTED_ERROR = 0.1  # median of the logits' gates, a relative error
 ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
-ACCEPTED_OTHER = 0.05  # share of other most likely tokens; twice that if inputs of products are rounded
+ACCEPTED_OTHER = 0.05  # share of positions with another most likely token; doubled if inputs of products are rounded
 
 
 def in_sentences(found: Verification) -> str:
-    """Return the result in a few sentences; the first tensor beyond its gate is named with layer and position."""
+    """Return the result in a few sentences; a failure names the first tensor beyond its gate, with its position."""
     if not found.comparisons:
         return found.failed_artifact_check
     failed = _failure(found) or _not_proven(found)
@@ -76,7 +76,7 @@ def _success(found: Verification) -> str:
 
 
 def _about_rounding(found: Verification) -> str:
-    """Say how wide a rounded cache or rounded inputs make gates, and which export options avoid it; empty if narrow."""
+    """Say how wide gates are if the cache or inputs are rounded, and which options avoid it; empty if narrow."""
     remedies, after = _remedies(found), "After"
     doubts = list(_doubts(found)) if found.rounded_inputs else _wide_logits(found) if found.rounded_cache else []
     if not doubts:
@@ -84,11 +84,11 @@ def _about_rounding(found: Verification) -> str:
     if found.rounded_inputs:
         after = "Each layer by itself, on the reference's inputs, is within its gate; after"
     options = " ".join(remedies.values())
-    return f" With {' and '.join(remedies)}, {'; '.join(doubts)}. {after} export with {options} gates are narrow."
+    return f" With {' and '.join(remedies)}, {'; '.join(doubts)}. {after} export with {options}, gates are narrow."
 
 
 def _remedies(found: Verification) -> dict[str, str]:
-    """Return the export option that avoids each rounding beyond that of the arithmetic, by what is rounded."""
+    """Return, by what is rounded beyond the model's own precision, the export option that avoids this."""
     remedies = {}
     if found.rounded_cache:
         remedies[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
@@ -100,8 +100,8 @@ def _remedies(found: Verification) -> dict[str, str]:
 def reasons_not_proven(found: Verification) -> tuple[str, ...]:
     """Return why gates that held prove too little, each reason the start of a sentence; empty if they prove enough.
 
-    Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. Then it is proof
-    enough if each layer by itself passes on the reference's inputs and few most likely tokens differ.
+    With rounded inputs, errors add up from layer to layer until gates over whole sequences are wide. Then it is enough
+    if each layer passes by itself on the reference's inputs and few most likely tokens differ.
     """
     proven = found.rounded_inputs and found.explanation is not None and found.explanation.every_layer_passed
     reasons = [] if proven else list(_doubts(found))
@@ -113,7 +113,7 @@ def reasons_not_proven(found: Verification) -> tuple[str, ...]:
 
 
 def _doubts(found: Verification) -> Iterator[str]:
-    """Yield why comparisons over whole sequences prove too little to a user, each as the start of a sentence."""
+    """Yield why comparisons over whole sequences prove too little, each reason as the start of a sentence."""
     if found.unproven:
         yield f"PyTorch itself loses {lost(found)}"
     if found.rounded_inputs or not found.rounded_cache:
@@ -125,16 +125,16 @@ def _doubts(found: Verification) -> Iterator[str]:
 def _wide_logits(found: Verification) -> list[str]:
     """Say how wide the logits' gates are if their median is too wide; empty otherwise.
 
-    Gates that judge nothing are left out, and equal gates count once, since sequences share them.
+    Comparisons that were not judged are left out. Equal gates count once, since sequences share them.
     """
     gate = np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0])
     return [f"an error of {gate:.0%} of the logits would have passed"] if gate > ACCEPTED_ERROR else []
 
 
 def unproven_tensors(found: Verification) -> tuple[TensorId, ...]:
-    """Return the tensors that some schedule judged in none of its scenarios: passing there proves nothing.
+    """Return the tensors that were judged in no scenario of some schedule, where passing proves nothing.
 
-    Each reference is counted by itself. Schedules that run the greedy scenario alone are not counted.
+    Each reference is considered separately. Schedules that run only the greedy scenario are left out.
     """
     single = {FREE_RUNNING, *(schedule.name for schedule in SCHEDULES if schedule.greedy_only)}
     judged: dict[tuple[TensorId, str, str], bool] = {}
@@ -146,6 +146,6 @@ def unproven_tensors(found: Verification) -> tuple[TensorId, ...]:
 
 
 def lost(found: Verification) -> str:
-    """Name the tensors in ``found.unproven``; of more than four, the first three and how many more there are."""
+    """List the tensors in ``found.unproven``; if there are more than four, the first three and the number of others."""
     names = list(map(str, found.unproven))
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more tensors"

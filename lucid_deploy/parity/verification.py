@@ -1,4 +1,4 @@
-"""Verify an artifact, step by step: files, weights, what it computes, where errors come from."""
+"""Verify an artifact in steps: its files, its weights, what it computes, and where errors start."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = ["Verification", "VerifyOptions", "verify_against", "verify_artifact"]
 def verify_artifact(
     artifact: Artifact, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Check an artifact's files, weights and what it computes; find where errors start if that fails or is not proven.
+    """Check an artifact's files, weights and results; find where errors start if these fail or are not proven.
 
-    A failed check is part of the result, not an exception; checks that depend on it are then skipped. ``progress`` is
-    called with (phase, done, in all), counted in bytes, weights or calls of a model.
+    A failed check is part of the result, not an exception; checks that depend on it are skipped. ``progress`` is called
+    with (phase, done, total), counted in bytes, weights or calls of a model.
 
     Raises:
-        LucidError: The checkpoint is missing or another model's, the runtime is unavailable, or options are invalid.
+        LucidError: The checkpoint is missing or of another model, the runtime is unavailable, or options are invalid.
         CheckFailed: The artifact was replaced during the verification, or the runtime cannot load its graphs.
     """
-    with unchanged(artifact):  # a verdict on parts of two artifacts would hold for neither
+    with unchanged(artifact):  # else a verdict on parts of two artifacts would be true of neither
         return _verify(artifact, options or VerifyOptions(), progress)
 
 
@@ -60,7 +60,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     files, is_readable = check_files(artifact, source.directory, progress)
     if not is_readable:
         return stopped(files)
-    # Opened before the long run in PyTorch, so that a missing package shows at once.
+    # Open it before the long run in PyTorch, so that a missing package is reported at once.
     candidate = open_session(artifact, options.runtime)
     forms, form_checks = _other_forms(artifact, options, candidate.capabilities.runs_graphs)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
@@ -71,7 +71,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     try:
         found, targets = _compare(models, options, given)
         compared = [_check_form(name, form, options, targets, progress) for name, form in forms.items()]
-        # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
+        # If only the comparison with another implementation failed, no layer is wrong: the candidate agrees with ours.
         if options.explain or found.own_failure is not None or found.not_proven:
             found = replace(found, explanation=_explain(models, artifact, targets, found.own_failure))
     except CheckFailed as failure:  # such as a cache of wrong shapes, or values beyond the type's range
@@ -88,10 +88,10 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
 def _other_forms(
     artifact: Artifact, options: VerifyOptions, runs_graphs: bool
 ) -> tuple[dict[str, Artifact], tuple[Check, ...]]:
-    """Choose which forms of the graphs to compare beside the preferred one; none if the runtime runs no graphs.
+    """Choose which other forms of the graphs to compare beside the preferred one; none if the runtime runs no graphs.
 
     Returns:
-        The artifact in each form to compare, by the form's name; and for each form left out a check that says why.
+        The artifact in each form to compare, by the form's name; and a check with the reason for each form left out.
     """
     if not artifact.manifest.forms or not runs_graphs:
         return {}, ()
@@ -112,11 +112,11 @@ def verify_against(
     artifact: Artifact | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare a session with its checkpoint: without causes, other forms, and checks of stored files and weights.
+    """Compare a session with its checkpoint, without causes, other forms, and checks of stored files and weights.
 
     Args:
-        options: All but ``checkpoint``, ``explain`` and ``trust_remote_code`` count; of ``runtime``, the adapter alone.
-        artifact: The session's artifact, which gives tokenizer, adapters and quantization; None: it has none of these.
+        options: ``checkpoint``, ``explain`` and ``trust_remote_code`` are ignored, and ``runtime`` but for its adapter.
+        artifact: The session's artifact, for its tokenizer, adapters and quantization; None: it has none of these.
     """
     options = options or VerifyOptions()
     given = read_given(options, source, candidate.layers, artifact)
@@ -124,7 +124,7 @@ def verify_against(
 
 
 def _compare(models: ReferenceModels, options: VerifyOptions, given: Given) -> tuple[Verification, Targets]:
-    """Derive the targets and run the candidate through them, and through the text if one is given."""
+    """Derive the targets and compare the candidate with them; compute the perplexity of the text if one is given."""
     candidate, source, progress, golden = models.candidate, models.source, models.progress, given.golden
     targets = prepare(
         models.baseline,
@@ -149,7 +149,7 @@ def _compare(models: ReferenceModels, options: VerifyOptions, given: Given) -> t
 
 
 def _explain(models: ReferenceModels, artifact: Artifact, targets: Targets, failure: Comparison | None) -> Explanation:
-    """Look for the layer in which errors start, or say why the candidate's layers cannot be run one by one."""
+    """Find the layer in which errors start, or say why the candidate's layers cannot be run one by one."""
     from lucid_deploy.runtimes.layers import open_layers
 
     try:
@@ -168,7 +168,7 @@ def _explain(models: ReferenceModels, artifact: Artifact, targets: Targets, fail
 def _check_form(
     name: str, form: Artifact, options: VerifyOptions, targets: Targets, progress: Progress | None
 ) -> Check:
-    """Compare another form of the graphs with the same targets; return the check with its outcome."""
+    """Compare another form of the graphs with the same targets; return the resulting check."""
     found = check(open_session(form, options.runtime), targets, progress=progress)
     total = Coverage.of(found.comparisons).total
     if found.first_failure is None:

@@ -1,4 +1,4 @@
-"""What terminal, page and JSON say in sentences beside the verdict: advice, coverage, other models, tokens, text."""
+"""Write the sentences that reports show beside the verdict: advice, coverage, other references, tokens, text."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ MEANINGS = {
 
 
 def advice(found: Verification) -> str:
-    """Say what to do about a failure; empty if no gate failed."""
+    """Return advice on what to do about a failure; empty if no gate failed."""
     if found.first_failure is None:
         return ""
     if found.own_failure is None:
         return (
             "What to do: the artifact agrees with this toolkit's own model, so both read the checkpoint differently "
-            "from the code that it is compared with here. Look for what that code does differently: keys of "
-            "config.json, the order of norms and rotation, the diagonal of L. Or the numbers belong to other weights."
+            "from the code that recorded the golden file. Look for what that code does differently: keys of "
+            "config.json, the order of norms and rotation, the diagonal of L. Or it used other weights."
         )
     weights = "export again, or name the checkpoint it came from with --checkpoint"
     if not found.runs_graphs:
         return (
-            f"What to do: {found.runtime} ran the artifact's weights without its graphs, so they are not the "
+            f"What to do: {found.runtime} ran the artifact's weights without its graphs, so the weights are not the "
             f"checkpoint's; {weights}."
         )
     hint = "" if found.fallback_hint is None else f"; {found.fallback_hint}"
     return (
         "What to do: verify with --runtime torch, which runs the artifact's weights without its graphs. If that "
-        f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or what runs them "
+        f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or the runtime "
         f"are wrong{hint}."
     )
 
 
 def coverage_line(found: Verification) -> str:
-    """Say how much was judged, and against what."""
+    """Say how many comparisons were judged, and against which references."""
     parts = [
         f"{coverage.judged:,} of {coverage.total:,} {'comparisons ' if index == 0 else ''}against {reference.words}"
         for index, (reference, coverage) in enumerate(found.coverage_by_reference())
@@ -54,7 +54,7 @@ def coverage_line(found: Verification) -> str:
 
 
 def cached(found: Verification) -> str:
-    """Name what layers cache, such as ``K and Y``, or ``K and V`` if all attention is standard."""
+    """List the tensors that layers cache, such as ``K and Y``, or ``K and V`` if all attention is standard."""
     *names, last = _cache_words(found)
     return f"{', '.join(names)} and {last}" if names else last
 
@@ -90,12 +90,12 @@ def unjudged_lines(found: Verification) -> Iterator[str]:
     if coverage.blind_positions:
         yield (
             f"At {coverage.blind_positions:,} of {coverage.positions:,} compared positions zeros would have passed: "
-            "what PyTorch computes there is next to nothing beside the rows before."
+            "what PyTorch computes there is negligible beside earlier rows."
         )
 
 
 def other_reference_lines(found: Verification) -> Iterator[str]:
-    """Say what the candidate's worst judged error is against each other implementation."""
+    """Give the candidate's worst judged error against each other implementation."""
     for reference in found.others:
         items = [item for item in found.against(reference.kind) if item.judged]
         if items:
@@ -108,7 +108,7 @@ def other_reference_lines(found: Verification) -> Iterator[str]:
 
 
 def top_token_line(found: Verification) -> str:
-    """Say how often the most likely token is the reference's, and how far the distributions are apart."""
+    """Say how often the most likely token is the reference's, and how much the distributions differ."""
     items = [comparison.logits for comparison in found.against() if comparison.logits is not None]
     positions, agreed = sum(item.positions for item in items), sum(item.agreed for item in items)
     ties, other = sum(item.near_ties for item in items), sum(item.disagreed for item in items)
@@ -120,16 +120,16 @@ def top_token_line(found: Verification) -> str:
 
 
 def free_run_line(run: FreeRun) -> str:
-    """Say how many of a free generation's first tokens are the ones that PyTorch generates."""
+    """Say how many tokens of a free generation agree with PyTorch's before the first that differs."""
     if run.agreed == run.tokens:
         return f"Generating freely ({run.scenario}): all {run.tokens} tokens are PyTorch's."
     return (
-        f"Generating freely ({run.scenario}): {run.agreed} of {run.tokens} tokens are PyTorch's before the first other "
-        "one."
+        f"Generating freely ({run.scenario}): {run.agreed} of {run.tokens} tokens are PyTorch's before the first that "
+        "differs."
     )
 
 
 def text_line(found: Verification, cost: TextCost) -> str:
-    """Give the perplexity of a text, beside that of the model that the artifact was made from."""
+    """Give the perplexity of a text, beside that of PyTorch in float64 or of the original checkpoint."""
     other = "PyTorch in float64" if found.quantization is None else "the original checkpoint"
     return f"Perplexity of {cost.tokens} tokens: {cost.own:.6g}, with {other} {cost.original:.6g}: {cost.sentence()}."

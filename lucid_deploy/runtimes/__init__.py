@@ -1,6 +1,6 @@
-"""Run models: one session interface, with a runtime behind it.
+"""Run models in different runtimes behind one session interface.
 
-Names are imported when they are first used, so that runtimes can be listed without numpy.
+Names are imported on first use, so that runtimes can be listed without numpy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Caches, and the operations that need no run of the model: create, fork, truncate, read and fill them.
+"""Caches, and operations on them that do not run the model: create, fork, truncate, read and fill.
 
 Shapes: B batch, T tokens so far, KV key/value heads, D head width.
 """
@@ -45,7 +45,7 @@ class Cache(Generic[Tensor]):
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Operations on caches. If cached tensors are not numpy arrays, override both conversions, or their callers."""
+    """Operations on caches. Without numpy tensors, override ``_to_array`` and ``_from_array``, or their callers."""
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout  # the tensors that these layers cache

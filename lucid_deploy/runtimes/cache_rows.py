@@ -17,13 +17,13 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-_HOLES = 64  # columns that a cache may have beyond the tokens of its longest row …
-_SHARE = 8  # … or, if that is more, this fraction (1 / 8) of all columns, before it is packed
+_HOLES = 64  # a cache is packed if it has more columns than this beyond the tokens of its longest row …
+_SHARE = 8  # … and more than this fraction (1 / 8) of all its columns
 
 
 @dataclass(frozen=True)
 class CacheRow:
-    """What one row of a cache holds, padding left out."""
+    """The content of one row of a cache, without padding."""
 
     tokens: int  # how many tokens the row has seen
     layers: list[tuple[Array, ...]]  # per layer the tensors of its layout, scales applied, from row_content
@@ -35,7 +35,7 @@ def _layouts(session: Session[Any]) -> list[LayerLayout]:
 
 
 def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[CacheRow]:
-    """Return the content of some rows of a cache, padding left out."""
+    """Return the content of some rows of a cache, without padding."""
     for row in rows:
         if not 0 <= row < cache.batch:
             raise LucidError(f"The cache has rows 0 to {cache.batch - 1}, not {row}.")

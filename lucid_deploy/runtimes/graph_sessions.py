@@ -1,4 +1,4 @@
-"""Sessions that run an artifact's graphs: what all runtimes share, and decoding with a static cache.
+"""Base classes of sessions that run an artifact's graphs, and decoding with a static cache.
 
 With a static cache, prefill works on growing tensors. The first decode step moves them into buffers with room to spare;
 when that room is used up, larger buffers take their place. Until then every step reads and writes the same memory.
@@ -20,7 +20,7 @@ from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tens
 
 ROWS = "rows."  # prefix of the names of the running rows' inputs and outputs in the graph of StaticSession.run_shared
 _GRAIN = 256  # a buffer's length in columns is a multiple of this …
-_SPARE = 8  # … and at least an eighth (1 / 8) longer than the cache it holds, so that moving stays cheap per token
+_SPARE = 8  # … and at least an eighth (1 / 8) longer than the cache it holds, so that copies cost little per token
 
 ArrayLayers: TypeAlias = list[tuple[Array, ...]]
 
@@ -73,7 +73,7 @@ class BoundStep:
     replaced: list[tuple[Array, Array]]  # input and output of each tensor that copy_back copies: rings and states
 
     def copy_back(self) -> None:
-        """Copy new rings and states to where the next step reads them; call it after everything else."""
+        """Copy new rings and states to where the next step reads them; call it last in a step."""
         for buffer, output in self.replaced:
             buffer[...] = output
 
@@ -103,7 +103,7 @@ class StaticSession(Session[Any]):
 
     @property
     def shares_steps(self) -> bool:
-        """Whether a piece of a prompt and a decode step of other rows can run together, which is faster."""
+        """Whether a chunk of a prompt and a decode step of other rows can run together, which is faster."""
         return False
 
     def prepare_shared(self) -> None:
@@ -148,7 +148,7 @@ class StaticSession(Session[Any]):
         """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
 
     def run_shared(self, step: BoundStep, input_ids: Array, cache: Cache[Any]) -> tuple[Array, Array]:
-        """Run a step that was bound with ``shared``, and in the same run the next tokens of a prompt, int64 ``(1, N)``.
+        """Run a step that was bound with ``shared`` together with the next tokens of a prompt, int64 ``(1, N)``.
 
         Returns:
             The step's logits, float ``(B, 1, vocab)``, and those of the prompt's last token, ``(1, 1, vocab)``, as

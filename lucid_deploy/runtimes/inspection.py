@@ -18,12 +18,12 @@ from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_M
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
 _RUNTIME = 125 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with a model's graphs, weights aside
-_SCORE_TENSORS = 4  # tensors of the attention scores' size at once: scores, exponentials, and what is in between
+_SCORE_TENSORS = 4  # tensors of the attention scores' size at once: scores, exponentials, and intermediate results
 _DECODED = 4  # float32 tensors that exist at once: K and Y of a layer, before and after multiplying by scales
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
-    """Describe an artifact as plain data, with the memory for this batch and context in tokens (None: the longest)."""
+    """Describe an artifact as plain data, with the memory for a batch and a context in tokens (None: the longest)."""
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.directory),
@@ -69,7 +69,7 @@ def summary(artifact: Artifact) -> str:
 
 
 def forms(artifact: Artifact) -> list[dict[str, Any]]:
-    """Return the forms that the graphs have, as plain data, and the files of each."""
+    """Return the forms in which the artifact has its graphs, with the files of each, as plain data."""
     return [
         {
             "name": each.form,
@@ -83,7 +83,7 @@ def forms(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def remarks(artifact: Artifact) -> list[str]:
-    """Return sentences about the checkpoint's origin, adapters, graphs left out, and what was decided at export."""
+    """Return sentences about the checkpoint's origin, adapters, forms left out, and decisions made at export."""
     manifest = artifact.manifest
     hub = manifest.hub
     found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
@@ -118,7 +118,7 @@ def quantized_size(artifact: Artifact) -> int:
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of weights by type, such as ``float32`` or ``int4``; what several graphs read counts once."""
+    """Return the bytes of weights by type, such as ``float32`` or ``int4``; weights shared by graphs count once."""
     import onnx
 
     sizes: dict[tuple[str, int], tuple[str, int]] = {}
@@ -156,10 +156,10 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     """Return the bytes that a process needs to decode with onnxruntime, by what they are for.
 
     Weights count once, as both graphs map one file; packed copies are added. If the library of kernels multiplies by
-    quantized weights, it has one packed copy of these. Otherwise each graph has one: of all weights if the model is
-    small, else of the quantized ones (float matrices' are not counted). A growing cache exists twice while a token is
-    computed, a static one once, and one of its layers twice while rows move into larger buffers. For a cache in another
-    type than the model's, one layer's conversion to float32 is counted, even where kernels read the stored type.
+    quantized weights, it makes one packed copy of these. Otherwise each graph makes its own: of all weights if the
+    model is small, else of the quantized ones (copies of float matrices are not counted then). A growing cache exists
+    twice while a token is computed, a static one once, and one of its layers twice while rows move into larger buffers.
+    If cache and model differ in type, one layer's conversion to float32 counts, even if kernels read the stored type.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)

@@ -42,7 +42,7 @@ class LayerStates:
     residuals: list[Array]
     # Per layer, by name: the new tokens' rows, (B, heads, N, width); of rings and states all that they hold afterwards.
     cached: list[dict[str, Array]]
-    given: list[Array | None]  # per layer V of the new tokens, (B, KV, N, D), before the solve; None: no solve
+    given: list[Array | None]  # per layer V of the new tokens, (B, KV, N, D), before the solve; None: it solves nothing
     logits: Array  # of each row's last token, (B, 1, vocab)
 
 
@@ -50,7 +50,7 @@ Past = list[tuple[Array, ...]]  # per layer the tensors of its layout, scales ap
 
 
 class Layers(ABC):
-    """A model whose layers can be run on given inputs. Its attributes are as in :class:`Session`."""
+    """A model whose layers can be run on given inputs. Its attributes mean the same as those of :class:`Session`."""
 
     def __init__(
         self, config: LucidConfig, dtype: str, cache_dtype: str, layers: tuple[LayerDescription, ...] | None = None

@@ -23,19 +23,19 @@ _EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation", "adapter"})
 def open_session(
     artifact: str | Path | Artifact, runtime: str | RuntimeOptions = "auto", **options: Any
 ) -> Session[Any]:
-    """Open an artifact with the graphs that the runtime prefers: growing or static cache, functions or inlined.
+    """Open an artifact with the graph form (growing or static cache, functions or inlined) that the runtime prefers.
 
     Args:
         artifact: An artifact's directory, or an opened artifact; if ``Artifact.form`` returned it, its form is used.
-        runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
-        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
+        runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options.
+        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` to replace, such as ``threads=2``.
     """
     wanted = replace(runtime if isinstance(runtime, RuntimeOptions) else RuntimeOptions(runtime), **options)
     chosen, wanted, can = _choose(wanted)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     opened = _choose_form(opened, wanted, can)
     chosen.check_installed(wanted)
-    with unchanged(opened):  # graphs of two exports together would give wrong answers
+    with unchanged(opened):  # files of two exports mixed would give wrong answers
         session = chosen.open(opened, wanted)
         if opened.manifest.adapters is not None:
             session.adapters = {each.name: each for each in opened.adapters()}
@@ -46,7 +46,7 @@ def open_session(
 
 
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
-    """Check, without loading, that a runtime supports the options and the artifact and, if ``here``, is installed."""
+    """Check, without loading, that the runtime supports the options and artifact and, if ``here``, is installed."""
     chosen, wanted, can = _choose(options)
     _choose_form(artifact, wanted, can)
     if here:
@@ -83,7 +83,7 @@ def _device_error(can: Capabilities, options: RuntimeOptions) -> str:
 
 
 def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Manifest, ...]:
-    """Return a manifest of each form of the graphs that a runtime runs, the preferred one first."""
+    """Return the manifests of the graph forms that a runtime can run, the preferred one first."""
     chosen, _, can = _choose(options)
     forms = [
         manifest
@@ -95,7 +95,7 @@ def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Manifes
 
 
 def _choose_form(artifact: Artifact, options: RuntimeOptions, can: Capabilities) -> Artifact:
-    """Return the artifact with the form of its graphs that a runtime prefers; refuse what the runtime cannot run."""
+    """Return the artifact with the graph form that a runtime prefers; raise a LucidError if it can run none."""
     if artifact.manifest.forms and (forms := runnable_forms(artifact, options)):
         artifact = artifact.form(forms[0].cache, forms[0].inline)
     check_artifact(can, _title(options), artifact)
@@ -103,7 +103,7 @@ def _choose_form(artifact: Artifact, options: RuntimeOptions, can: Capabilities)
 
 
 def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
-    """Check that a runtime with these capabilities runs an artifact."""
+    """Raise a LucidError unless a runtime with these capabilities can run the artifact."""
     manifest, path = artifact.manifest, artifact.directory
     every_form = "without --cache and --inline, which writes every form"
     for kind, what, accepted, remedy in (
@@ -127,13 +127,13 @@ def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
         for tensor in layer.cache:
             if tensor.sort not in can.cache_sorts:
                 raise LucidError(
-                    f"{title} keeps cached tensors of the sort {_listed(can.cache_sorts)}; {tensor.name} of layer "
+                    f"{title} supports cached tensors of the sort {_listed(can.cache_sorts)}; {tensor.name} of layer "
                     f"{index} ({layer.kind}) in {path} is of the sort {tensor.sort}. Choose another --runtime."
                 )
     if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
         types = _listed(("the model's type", *can.cache_dtypes))
         raise LucidError(
-            f"{title} keeps the cache in {types}, and that of {path} is in {manifest.cache_dtype}. Export with "
+            f"{title} stores the cache in {types}, and that of {path} is in {manifest.cache_dtype}. Export with "
             "--cache-dtype auto, or choose another --runtime."
         )
 

@@ -1,4 +1,4 @@
-"""How a model is to be run: one set of options for the library, the command line, the server and benchmarks."""
+"""Options for running a model, shared by the library, the command line, the server and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_deploy.processors import allowed_threads
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
 ABLATIONS = ("preconditioner",)
-MOST_THREADS = 1024  # runtimes would try to start any number, and exhaust the machine
+MOST_THREADS = 1024  # without this bound, runtimes would try to start any number of threads
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class RuntimeOptions:
     """Which runtime runs a model, on which device and with which settings."""
 
     runtime: str = "auto"  # a runtime's name; auto is onnxruntime
-    # A kind of device, such as cpu or cuda, or one of several: cuda:1 is the second. For cpu, the default, a runtime
-    # that does not run on CPUs uses its first device.
+    # A device such as cpu or cuda, with an index if there are several: cuda:1 is the second GPU. For cpu, the default,
+    # a runtime that does not run on CPUs uses its first device.
     device: str = "cpu"
-    threads: int | None = None  # threads within an operator; None: see thread_count; PyTorch keeps its own setting
+    threads: int | None = None  # threads per operator; None: see thread_count; PyTorch keeps its own setting
     allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings, if RoPE is not dynamic
     provider: str = "cpu"  # onnxruntime's execution provider
-    # With onnxruntime on the CPU, what computes our operators: the library (the wheel's, or else that of `plugin build
+    # What computes our operators in onnxruntime on the CPU: the library (the wheel's, or else that of `plugin build
     # --target onnxruntime`), the graph's functions, or auto: the library if there is one.
     kernels: str = "auto"
     ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out

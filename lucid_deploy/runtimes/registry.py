@@ -1,6 +1,6 @@
-"""All runtimes by name: those of this package, of other packages, and those that a program has registered.
+"""All runtimes by name: those of this package, of other packages, and those that the program has registered.
 
-A package adds its runtime to every process by an entry point::
+Another package adds its runtime with an entry point::
 
     [project.entry-points."lucid_deploy.runtimes"]
     reference = "my_package.my_module:RUNTIME"
@@ -24,12 +24,12 @@ register_runtime = _REGISTRY.register
 
 
 def runtime_names() -> tuple[str, ...]:
-    """Return all values of ``--runtime``, ``auto`` first. Loads no runtime."""
+    """Return all values of ``--runtime``, ``auto`` first, without loading a runtime."""
     return (AUTO, *_REGISTRY.names())
 
 
 def find_runtime(name: str) -> Runtime:
-    """Return the runtime of a name, onnxruntime for ``auto``; raise a LucidError if there is none or it cannot load."""
+    """Return the runtime of this name (``auto``: onnxruntime); raise a LucidError if it is unknown or cannot load."""
     return _REGISTRY.named(DEFAULT if name == AUTO else name)
 
 

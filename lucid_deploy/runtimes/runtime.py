@@ -24,28 +24,28 @@ class Capabilities:
     dtypes: tuple[str, ...] = ("float32",)  # of weights and arithmetic
     devices: tuple[str, ...] = ("cpu",)  # kinds of devices, the preferred one first
     caches: tuple[str, ...] = ("growing",)  # growing and static caches, the preferred one first
-    # Forms of graphs, the preferred one first: functions, with our operators as functions that the file defines;
-    # inline, without functions.
+    # Graph forms, the preferred one first: with functions, the file defines our operators as ONNX functions; inline, it
+    # has no functions.
     graphs: tuple[str, ...] = ("functions", "inline")
     cache_dtypes: tuple[str, ...] = ()  # types of the cache besides the model's own
     cache_sorts: tuple[str, ...] = ("rows",)  # sorts of cached tensors, as in lucid_deploy.cache.layout
-    builds_engines: bool = False  # it runs engines of `lucid-deploy build`, with limits that were chosen there
-    runs_graphs: bool = True  # it runs the artifact's graphs; otherwise a model of its own on the weights
+    builds_engines: bool = False  # it runs engines made by `lucid-deploy build`, within limits chosen there
+    runs_graphs: bool = True  # it runs the artifact's graphs; False: its own model with the artifact's weights
     reads_layers: bool = False  # layers can be run one by one, with open_layers
     rounds_activations: bool = False  # inputs of quantized layers are rounded to int8 if the artifact says so
-    packages: tuple[str, ...] = ()  # import names of what must be installed; versions are written beside results
+    packages: tuple[str, ...] = ()  # import names of required packages; reports record their versions
     install: str = ""  # what pip installs to get them
 
 
 class Runtime(ABC):
-    """A way to run artifacts, chosen by its name.
+    """A way to run artifacts, selected by name.
 
     Register your own with :func:`~lucid_deploy.runtimes.registry.register_runtime`, or as an entry point of the group
     ``lucid_deploy.runtimes`` in a package.
 
     Attributes:
         name: The value of ``--runtime``.
-        description: One line for people.
+        description: One line that describes it to users.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it supports besides ``device``,
             ``allow_extrapolation`` and ``adapter``; any other that differs from its default is refused.
     """
@@ -71,7 +71,7 @@ class Runtime(ABC):
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
-        """Check that the packages that the runtime needs are installed, without importing them."""
+        """Raise a LucidError if a package that the runtime needs is not installed; import none of them."""
         wanted = self.capabilities(options)
         for package in wanted.packages:
             if not is_installed(package):
@@ -81,7 +81,7 @@ class Runtime(ABC):
 def is_installed(package: str) -> bool:
     """Whether a package of this import name is installed; only its parent packages are imported."""
     if package in sys.modules:
-        return sys.modules[package] is not None  # None: it is blocked
+        return sys.modules[package] is not None  # None blocks its import
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # its parent package is missing

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Array", "Cache", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
 MOST = 16  # most new tokens of one row in one call of Session.decode_several
-STEP_TOKENS = 32  # most tokens of all rows in a step with drafts; beyond that, time grows in proportion to tokens
-_PREFILL_CHUNK = 1024  # tokens; on a CPU no slower than all tokens at once, which need several times the memory
+STEP_TOKENS = 32  # most tokens of all rows in a step that verifies drafts; beyond, time grows in proportion to tokens
+_PREFILL_CHUNK = 1024  # tokens; on a CPU as fast as all tokens at once, which need several times the memory
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ class Session(CacheOperations[Tensor]):
         return self.adapters[name].slot
 
     def close(self) -> None:
-        """Release what the session holds; it cannot be used any more. Most sessions need no call."""
+        """Release the session's resources; do not use it afterwards. Most sessions need no call."""
 
     def release_memory(self) -> None:
-        """Give memory that is kept only for later runs back to the system; most runtimes cannot, and do nothing."""
+        """Return unused memory that is cached for later runs to the system; most runtimes do nothing."""
 
     @property
     def label(self) -> str:
@@ -180,7 +180,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def cuts_matter(self) -> bool:
-        """Whether cutting a prompt into other chunks changes results by more than the last bits of float32."""
+        """Whether splitting a prompt into other chunks changes results by more than the rounding of float32."""
         return self.rounds
 
     @property
@@ -204,7 +204,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def prefill_chunk(self) -> int:
-        """A good ``chunk`` for :meth:`prefill`, in tokens; the default in generation."""
+        """The recommended ``chunk`` for :meth:`prefill`, in tokens; generation uses it by default."""
         return _PREFILL_CHUNK if self.limits is None else self.limits.prefill_chunk
 
     def prefill(
@@ -219,10 +219,10 @@ class Session(CacheOperations[Tensor]):
 
         Args:
             input_ids: Int64 ``(B, N)``, N ≥ 1.
-            cache: Changed in place. If an error is raised, it holds the chunks that were done before.
+            cache: Changed in place. If an error is raised, it contains the chunks that were finished before.
             mask: Bool ``(B, N)``, False at padding; None: no padding.
             chunk: Run at most this many tokens at once, which bounds memory; None: as many as :attr:`limits` allow.
-            progress: Called after each chunk with (tokens done, tokens in all).
+            progress: Called after each chunk with (tokens done, total tokens).
 
         Returns:
             Logits of each row's last token that is not padding, float ``(B, 1, vocab)``.
@@ -289,7 +289,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes a few at a time."""
+        """Whether prefill returns all tokens' logits; otherwise :meth:`prefill_all` decodes a few tokens at a time."""
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
@@ -332,7 +332,7 @@ class Session(CacheOperations[Tensor]):
         slots = {BASE: 0} | {name: each.slot for name, each in (self.adapters or {}).items()}
         if not {*cache.adapter_ids.tolist()} <= {*slots.values()}:
             known = ", ".join(f"{slot} for {name}" for name, slot in slots.items())
-            raise LucidError(f"adapter_ids are {cache.adapter_ids.tolist()}; the model knows {known}.")
+            raise LucidError(f"adapter_ids are {cache.adapter_ids.tolist()}; the model has {known}.")
         return None if self.adapters is None else cache.adapter_ids
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
@@ -369,7 +369,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def batch_limit(self) -> int | None:
-        """How many rows a batch may have at most; None if any number."""
+        """Most rows of a batch; None if any number is permitted."""
         return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
@@ -398,7 +398,7 @@ class Session(CacheOperations[Tensor]):
                 )
 
     def _limit_remedy(self, option: str, wanted: int) -> str:
-        """Say how ``wanted`` rows or tokens can be run; ``option`` of ``lucid-deploy build`` sets this limit."""
+        """Return advice for running ``wanted`` rows or tokens; ``option`` of ``lucid-deploy build`` sets this limit."""
         return "Choose another --runtime."
 
     @abstractmethod

@@ -20,7 +20,7 @@ def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: t
 
 @triton.jit
 def invert_unit_lower(b_x, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Return (I + X)⁻¹ for a strictly lower triangular ``(BLOCK, BLOCK)`` X, in float32, by methods that are stable.
+    """Return (I + X)⁻¹ for a strictly lower triangular ``(BLOCK, BLOCK)`` X, in float32, by stable methods.
 
     All 16-wide diagonal blocks are inverted by substitution at once. Then neighbouring inverses are merged until one is
     left. PRECISION gives the operands of products at least 16 significant bits; sums are float32.

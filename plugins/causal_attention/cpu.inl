@@ -1,7 +1,7 @@
 // Causal attention with an online softmax: each task computes a tile of query rows of one head.
 
-constexpr float kHidden = -2e30f; // score of masked tokens: exp(kHidden − peak) is 0, …
-constexpr float kNoPeak = -1e30f; // … even for this, the peak of a row that has seen no token yet
+constexpr float kHidden = -2e30f; // score of masked tokens: exp(kHidden − peak) is 0 even if the peak is kNoPeak
+constexpr float kNoPeak = -1e30f; // peak of a row that has seen no token yet
 
 template <class T>
 struct Attend {
@@ -78,7 +78,7 @@ void attend_columns(const QueryTile& tile, const T* keys, const T* values, const
         weigh_rows<false, kGroup>(tile.sums + row * tile.padded, tile.weights + row, kRows, columns, y, tile.padded);
 }
 
-// Adds a padded token to its own row: its column was masked for all rows.
+// Adds a padded token's own key and value to its row: its column was masked for all rows.
 template <class T>
 void see_itself(const QueryTile& tile, size_t row, const T* key, const T* value, size_t width) {
     float score = 0.0f;
@@ -134,7 +134,7 @@ template <class T>
 void attend_task(void* data, size_t) {
     Attend<T>& attend = *static_cast<Attend<T>*>(data);
     size_t heads = attend.a.batch * attend.a.heads * attend.a.groups, ticket = attend.next.fetch_add(1);
-    attend_tile(attend.a, ticket % heads, attend.tiles - 1 - ticket / heads); // the longest first
+    attend_tile(attend.a, ticket % heads, attend.tiles - 1 - ticket / heads); // most columns first
 }
 
 template <class T>

@@ -22,8 +22,8 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 def CausalAttention(Q, K, Y, mask):
     """Attend in blocks of query rows, each to the keys up to its last row, so that masks and scores stay small.
 
-    Every pair of batch row and key/value head becomes a batch row of ``Attention`` with one key/value head. Given
-    several key/value heads, some runtimes pair the wrong query heads with them, and some refuse the graph.
+    Batch rows and key/value heads are merged into the batch axis of ``Attention``, which then has one key/value head.
+    Given several key/value heads, some runtimes pair the wrong query heads with them, and some reject the graph.
     """
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])

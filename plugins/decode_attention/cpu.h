@@ -8,8 +8,8 @@
 
 namespace lucid {
 
-// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row. Without solving, which is standard
-// attention, y holds V and there is no y_new.
+// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row. If `solves` is false, the kernel
+// computes standard attention: y holds V, and y_new is null.
 template <class T, class S>
 struct DecodeArguments {
     const T* q;       // [B, H·G, N, D]
@@ -28,7 +28,7 @@ struct DecodeArguments {
     float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
     bool solves;
 
-    size_t solved() const { return solves ? tokens : 0; } // the new keys whose scores the solve needs
+    size_t solved() const { return solves ? tokens : 0; } // number of new keys whose scores are needed
 
     const T* query(size_t head, size_t group, size_t token) const {
         return q + ((head * groups + group) * tokens + token) * width;

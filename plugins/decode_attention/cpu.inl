@@ -1,6 +1,6 @@
-// Attention of a few new tokens, head by head, from the peaks, totals and sums of the cache's chunks: first solves the
-// triangle of the new tokens row by row (CachedAttention, which solves nothing, takes V as it is), then joins the chunks
-// and the new tokens in the softmax of each query.
+// The second step of attention of a few new tokens, one task per head, after the chunks of the cache (cpu_chunks.inl).
+// It solves the triangular system of the new tokens row by row (for CachedAttention, Y is V), then combines the peaks,
+// totals and sums of the chunks with the new tokens in the softmax of each query.
 
 template <class A, class B>
 float dot(const A* a, const B* b, size_t width) {
@@ -9,8 +9,8 @@ float dot(const A* a, const B* b, size_t width) {
     return total;
 }
 
-// y[t] = v[t] / L_tt − Σ over the cache − Σ over earlier new tokens, row by row. New tokens see each other as they were
-// computed, as in a prefill, whatever the cache rounds them to. `norms` receives the inverse norms of the new keys, [N].
+// y[t] = v[t] / L_tt − Σ over the cache − Σ over earlier new tokens, row by row. As in a prefill, K and Y of earlier
+// new tokens are not rounded to the type of the cache. `norms` receives the inverse norms of the new keys, [N].
 template <class T, class S>
 void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, float* y, float* norms) {
     const DecodeArguments<T, S>& a = decode.a;
@@ -37,7 +37,7 @@ void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, floa
     }
 }
 
-// Softmax of one query over the cache, the earlier new tokens and its own token.
+// Computes one query's attention over the cache, the earlier new tokens and its own token.
 template <class T, class S>
 void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, const bool* tokens,
                 const float* y, float* sums) {
@@ -63,7 +63,7 @@ void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, con
     for (size_t k = 0; k < d; ++k) from_float(out[k], sums[k] / total);
 }
 
-// Joins a head's chunks: computes Y of the new tokens (or takes V), copies keys to a growing cache, computes the softmax.
+// Combines a head's chunks: computes Y of the new tokens (or takes V), appends new keys to a growing cache, computes O.
 template <class T, class S>
 void join_task(void* data, size_t head) {
     const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);

@@ -1,11 +1,10 @@
-// Attention of a few new tokens over the cache, for all query heads of a key/value head and the new keys, in one pass.
-//
-// Where the new tokens' Y is solved for, the N new keys are extra rows beside the N·G queries. T is the model's type, S the cache's: rows of float, Half or int8_t
-// are converted in registers, except keys that are transposed first and rows narrower than a vector. The scale of an
-// int8 row multiplies the row's scores (K) or weights (Y), not the row. Each task takes a chunk of the context, and
-// writes peaks, totals and sums to the workspace.
+// The first step of attention of a few new tokens: one pass over the cache, for all query heads of a key/value head.
+// To solve for the new tokens' Y, the N new keys are extra rows after the N·G queries. T is the model's type, S the
+// cache's: float, Half or int8_t. Cached rows are converted in registers, except keys that are transposed first and
+// rows narrower than a vector. The scale of an int8 row multiplies its scores (K) or weights (Y), not the row. A task
+// reads a chunk of the cache and writes each row's peak (largest score), sum of weights and sum of Y to the workspace.
 
-constexpr size_t kChunk = 1024; // columns (cached rows) of a task: enough work, and few enough to occupy all threads
+constexpr size_t kChunk = 1024; // columns (cached rows) per task: enough work for it, few enough to occupy all threads
 constexpr size_t kTurnedRows = 32; // from this many rows on, keys at least a vector wide are transposed first
 static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
 
@@ -13,11 +12,11 @@ template <class T, class S>
 struct Decode {
     const DecodeArguments<T, S>& a;
     Cut cut;
-    size_t queries;       // N·G: row t·G + g is query head g of token t; if they are solved, the N new keys follow
-    size_t rows;          // N·(G + 1), or without solving N·G
+    size_t queries;       // N·G: row t·G + g is query head g of token t; when solving, the N new keys follow
+    size_t rows;          // N·(G + 1), or N·G without solving
     size_t stride;        // floats that a chunk writes
-    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; later chunks, all padding, are at most copied
-    size_t most;          // the largest of these
+    Zeros<size_t> chunks; // [B]: chunks up to the last token; later ones are padding, only copied to a grown cache
+    size_t most;          // the largest of `chunks`
     size_t dealt;         // tasks per head: all chunks if the cache is copied, else `most`
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
@@ -45,7 +44,7 @@ struct Decode {
 
 // The query rows of a task and its scratch memory.
 struct Fresh {
-    float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries over √d, then, if solved, new keys over their norms and √d
+    float* queries; // [rows][padded] or, if `turned`, [rows][D]: queries / √d, then, when solving, k̂_new / √d
     float* turned;  // [D][kColumns]: a tile's keys, transposed; null if they are not transposed
     float* fresh;   // [kLanes]: 0 for elements of the last vector that overlap the one before it, else 1
     float* weights; // [rows][kColumns]: scores, then weights
@@ -99,7 +98,7 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
     return made;
 }
 
-// A tile of `columns` neighbouring rows of the cache, filled up to whole vectors with empty columns.
+// A tile of `columns` neighbouring rows of the cache, padded to whole vectors with empty columns.
 template <class S>
 struct StoredTile {
     const S *keys[kColumns], *values[kColumns];
@@ -151,16 +150,16 @@ void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width
     wide.ahead = 0;
 }
 
-// Prefetches a row of the next tile into the L2 cache: the processor's own prefetching stops at each page, and prefetching
-// shortly before the use is too late.
+// Prefetches a row of the next tile into the L2 cache: the hardware prefetcher stops at page boundaries, and
+// prefetching shortly before the use is too late.
 template <class S>
 LUCID_INLINE void prefetch(const S* row, size_t width) {
     const char* bytes = reinterpret_cast<const char*>(row);
     for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at, 0, 2);
 }
 
-// Turns sums of squares into the factors of the new keys' scores, 1 / sqrt(mean(K²) + eps). An int8 key is s·n; its scores
-// are those of the integers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
+// Turns sums of squares into the factors of the new keys' scores, 1 / sqrt(mean(K²) + eps). An int8 key is s·n; scores
+// are computed from the integers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
 template <bool Scaled, class S>
 void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsilon) {
     for (size_t c = 0; c < tile.whole; c += kLanes) {
@@ -175,8 +174,8 @@ void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsil
     }
 }
 
-// Spreads prefetches over the arithmetic, a few rows at a time: issued all at once, they would stall. After `calls` calls,
-// what(column) has been called for every column.
+// Spreads prefetches over the arithmetic, a few rows at a time: issued all at once, they would stall. After `calls`
+// calls, what(column) has been called for every column.
 class Share {
 public:
     Share(size_t columns, size_t calls) : columns_(columns), calls_(std::max<size_t>(calls, 1)) {}
@@ -190,7 +189,7 @@ private:
     size_t columns_, calls_, made_ = 0, at_ = 0;
 };
 
-// Turns a row's scores into weights and returns their sums per lane; weights for int8 rows then get the scale of Y.
+// Turns a row's scores into weights and returns their sums per lane; then multiplies weights of int8 rows by Y's scale.
 // The peak of a query rises to its largest score; the peak of a new key is fixed.
 template <bool Scaled, bool Own, bool Hidden, class S>
 LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const float* norms, float& peak) {
@@ -208,7 +207,7 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             Vector value = score(c);
             highest = larger(highest, value);
-            // Store the rounded score: a product computed again inside the subtraction could exceed the peak.
+            // Store the rounded score: computed again in one FMA with the subtraction, it could exceed the peak.
             if constexpr (Scaled || Hidden) store(weights + c, value);
         }
         if (any_larger(highest, before)) peak = largest(highest); // rare after the first tiles
@@ -223,7 +222,7 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
     return total;
 }
 
-// The same for all rows of a tile; rescales the chunk's totals and sums to the new peaks, and adds to the totals.
+// Does so for all rows of a tile; also rescales the chunk's totals and sums to the new peaks, and adds to the totals.
 template <bool Scaled, bool Hidden, class S>
 void soften_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *sums = part + 2 * token.rows;
@@ -330,7 +329,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
-// Copies rows to the grown cache, if there is one. Rows just read are in the processor's caches, which copies bypass.
+// Copies cached rows to the grown cache, if there is one: just after use, while the processor's caches still hold them.
 template <class T, class S>
 void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
     if (a.k_present == nullptr) return;

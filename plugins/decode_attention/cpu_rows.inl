@@ -18,7 +18,7 @@ struct Cut {
     size_t place(size_t k) const { return k + kLanes < padded ? k : k + padded - width; }
 };
 
-// Joins two sets of sums at distance H: lane i is a[i] + a[i ^ H] where bit H of i is clear, else b[i] + b[i ^ H].
+// Adds lanes at distance H of two vectors: lane i is a[i] + a[i ^ H] where bit H of i is clear, else b[i] + b[i ^ H].
 template <int H, size_t... I>
 LUCID_INLINE Vector join_lanes(Vector a, Vector b, std::index_sequence<I...>) {
     constexpr Integers own = {static_cast<int>(I & H ? kLanes + I : I)...};
@@ -47,7 +47,7 @@ LUCID_INLINE Vector join(const Vector* sums) {
     }
 }
 
-// What a product prefetches into the L2 cache: what lies `ahead` elements after columns `from` to `to` − 1.
+// The data that a product prefetches into the L2 cache: those `ahead` elements after columns `from` to `to` − 1.
 struct Ahead {
     size_t ahead, from, to;
 

@@ -2,7 +2,7 @@
 
 The weights of a new key, E = exp(k̂·k̂_j/√d − √d), are softmax weights with a known peak, √d (or √d + log L_ii, which
 also divides the row by L_ii). So queries and new keys share the product with K and the product with Y. For several new
-tokens a triangular system of at most 16 × 16 remains, which is solved when the splits of the cache are joined.
+tokens a triangular system of at most 16 × 16 remains, which is solved when the splits of the cache are combined.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -30,7 +30,7 @@ from lucid_deploy.plugins.shared.kernel import (
 )
 
 SMALLEST = tl.constexpr(2.0**-126)  # smallest normal float32
-HIDDEN = tl.constexpr(-1.0)  # the inverse norm of a token that is padding or beyond the end
+HIDDEN = tl.constexpr(-1.0)  # replaces the inverse norm of a token that is padding or beyond the end
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
@@ -65,8 +65,8 @@ def decode_split_kernel(
 ):
     """Attend to every ``n_splits``-th tile of the cache; program ids: batch and head, split, tile of ROWS rows.
 
-    A head's rows are its queries, query head by query head, then its new keys. Splits take tiles in turn, so that a
-    partly filled static cache keeps all programs equally busy.
+    A head's rows are its queries, query head by query head, then its new keys. Splits interleave their tiles, so that
+    all programs are equally busy even if a static cache is only partly filled.
 
     With scales the cache is E4M3. The scale of a row of K multiplies its scores, in float32. The scale of a row of Y
     multiplies its weights if Q is bfloat16 or PARTS is given; else the row is multiplied in float32 and rounded to
@@ -76,7 +76,7 @@ def decode_split_kernel(
         p_q: ``(B, H·n_groups, n_new, width)``.
         p_k_new: ``(B, H, n_new, width)``.
         p_k, p_y: ``(B, H, n_past, width)``, E4M3 or of the type of Q; masked rows are never read.
-        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32; None: K and Y have the type of Q.
+        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32; None if K and Y have the type of Q.
         p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
         p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and sums of weights, both
             without the last axis.
@@ -84,7 +84,7 @@ def decode_split_kernel(
         CHUNK_D: Columns that are multiplied at once.
         ADD_SQUARES: As in ``multiply_keys``.
         Y_BY_FLOAT32: As in ``add_values``; for a cache of E4M3 only.
-        PARTS: Number of warps that each average their own tokens of every tile; None: all share the tile.
+        PARTS: Number of warps that each attend to their own tokens of every tile; None: all warps share the tile.
         PAIRS: As in ``average_float32_in_parts``.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
@@ -122,10 +122,10 @@ def decode_split_kernel(
         PARTS is not None and tl.float32 == DTYPE,
     )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
-    # Multiplies scores where peaks are subtracted, in one FMA. In float32 without PARTS, scores could overflow before,
-    # so b_row_scale multiplies them earlier.
+    # Multiplies scores in the FMA that subtracts the peaks. In float32 without PARTS, scores could overflow before, so
+    # b_row_scale multiplies them earlier.
     b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 and PARTS is None else b_row_scale  # noqa: SIM300
-    # It is 0 where the sum of a new key's squares overflowed, and −∞ times 0 would be NaN.
+    # The scale is 0 where a new key's sum of squares overflowed, and −∞ (the score of padding) times 0 would be NaN.
     if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300
         b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
@@ -232,7 +232,7 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits, compute Y of the one new token and the outputs; program ids: batch and head, its query head.
+    """Combine the splits into the output and Y of one new token; program ids: batch and head, query head in its group.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
@@ -313,7 +313,7 @@ def verify_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits, compute Y of up to BLOCK_M new tokens and the outputs; program ids as for one token.
+    """Combine the splits into the outputs and Y of up to BLOCK_M new tokens; program ids as for one token.
 
     Every program of a head solves the same triangular system, so that none waits for another.
 

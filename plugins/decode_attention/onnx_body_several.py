@@ -15,7 +15,7 @@ from onnxscript import script, values
 from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
-LARGEST_BLOCK = 32  # largest number of new tokens: five merges below double the blocks from 1 to 32
+LARGEST_BLOCK = 32  # largest number of new tokens: the five merges below double the blocks from 1 to 32
 
 
 @script(_LUCID, default_opset=op)
@@ -50,7 +50,7 @@ def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
     hidden = (token_past - 1.0) * 3.0e38  # 0 where there is a token, close to −∞ at padding
 
     # Invert the N × N triangle of the new tokens by merging, as in the blocked solve: T ← T − T (M_s ∘ L) T from T = I,
-    # where M_s selects rows and columns in the same block of 2s but in different blocks of s.
+    # where M_s selects rows and columns in the same block of size 2s but in different blocks of size s.
     place = op.Range(0, op.Squeeze(n), 1)
     row = op.Unsqueeze(place, [1])
     before = op.Cast(row > place, to=1) * token_row  # (B, 1, N, N): 1 where column is an earlier new token, not padding

@@ -7,7 +7,7 @@
 namespace lucid {
 
 // K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing returns the
-// cache with the new rows, where the others return only the new rows of Y. Without Solves Y is V, and no row is returned.
+// cache with the new rows; the others return only the new rows of Y. Without Solves, Y is V, and no row is returned.
 template <class T, class S = T, bool Growing = false, bool Solves = true>
 struct DecodeAttention : OperatorBase<T> {
     static constexpr bool kScaled = std::is_same_v<S, int8_t>, kSolves = Solves;

@@ -1,8 +1,8 @@
 """Triton functions of decoding: loops over the cache in which each warp has its own part of a tile's tokens.
 
-Each warp averages its own tokens, with its own peaks and sums, and the parts are joined once, after the loop. So in the
-loop no warp waits for another's peak or reads another's weights. Products are batched, one for each part, and the
-compiler gives each to one warp.
+Each warp attends to its own tokens, with its own peaks and sums, and the parts are combined once, after the loop. So in
+the loop no warp waits for another's peak or reads another's weights. Products are batched, one for each part, and the
+compiler assigns each to one warp.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -98,7 +98,7 @@ def diagonals(b_sums, PARTS: tl.constexpr):
     b_bits = tl.where(m_own, b_sums.to(tl.int32, bitcast=True), 0)
     b_squares = tl.sum(b_bits, axis=2).to(
         tl.float32, bitcast=True
-    )  # summed as integers of which all but one are 0, which is cheaper than in float32
+    )  # all but one of the numbers are 0, so they can be summed as integers, which is cheaper than float32
     b_squares = tl.permute(tl.reshape(b_squares, (PIECES, PARTS, LEAST_TOKENS)), (1, 0, 2))
     return tl.reshape(b_squares, (PARTS, PIECES * LEAST_TOKENS))
 
@@ -130,7 +130,7 @@ def stack_rows(b_first, b_second):
 
 @triton.jit
 def add_few_product(b_p, b_y, b_acc):
-    """As ``add_product``, for 8 rows of weights; the product's other 8 are their low parts or, in float16, zeros.
+    """Add as ``add_product`` does, for 8 rows of weights; the product's other 8 are low parts or, in float16, zeros.
 
     A thread has one row of each group of eight, so adding both halves needs no other thread.
     """
@@ -156,7 +156,7 @@ def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
 
 @triton.jit
 def join_parts(b_peak, b_weights, b_accs):
-    """Join the parts: return the peaks and sums of weights ``(rows,)``, and the sums of Y ``(rows, columns)``."""
+    """Combine the parts: return peaks and sums of weights, ``(rows,)``, and sums of Y, ``(rows, columns)``."""
     b_top = tl.max(b_peak, axis=0)
     b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
     b_joined = ()
@@ -304,12 +304,12 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
                      b_row_scale, b_shift,
                      BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                      PARTS: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
-    """Average as :func:`average_in_parts` does, in float32; ``b_rows`` and ``b_rests`` are tf32 parts of scaled rows.
+    """Attend as :func:`average_in_parts` does, in float32; ``b_rows`` and ``b_rests`` are tf32 parts of scaled rows.
 
     Keys are split into tf32 parts in registers and are not scaled. A key's squares are first added in registers, into
     CHUNK_D sums; a product with ones adds up these sums. A thread has scores of two rows for each token and
-    computes one norm for both. With half as many rows as a product has, the other half holds the low parts of queries,
-    new keys and weights.
+    computes one norm for both. If there are half as many rows as a product has, the other half holds the low parts of
+    queries, new keys and weights.
 
     Args:
         PAIRS: Whether instructions process two float32 numbers at once; None: no.

@@ -1,6 +1,6 @@
 """Triton functions of decoding: the loop over a cache of E4M3 in which each warp has its own part of a tile's tokens.
 
-As in ``parts.py``: each warp averages its own tokens, and the parts are joined once, after the loop.
+As in ``parts.py``: each warp attends to its own tokens, and the parts are combined once, after the loop.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -94,10 +94,10 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
                             m_new, b_row_scale, b_shift,
                             BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                             PARTS: tl.constexpr):  # fmt: skip
-    """As ``average_in_parts``, over a cache in E4M3: ``b_rows`` are float16; K and Y become float16 in registers.
+    """Attend as ``average_in_parts`` does, over an E4M3 cache: ``b_rows`` are float16; K and Y become float16.
 
-    The scale of a row of Y multiplies its token's weights, in float32. A power of two fits the product to float16: each
-    part's power follows its largest scale so far, and sums are rescaled when it or a peak (maximum) changes.
+    The scale of a row of Y multiplies its token's weights, in float32. A power of two brings the product into the range
+    of float16: each part's power follows its largest scale so far, and sums are rescaled when it or a peak changes.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]

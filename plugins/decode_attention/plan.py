@@ -1,7 +1,7 @@
 """Launch plan of decode attention's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++.
 
-The split kernel reads the cache. On some devices its variants with at most 16 rows may work in parts: each warp
-averages its own tokens of every tile (``parts.py``). The combine kernel joins the splits.
+The split kernel reads the cache. On some devices its variants with at most 16 rows may work in parts: each warp attends
+to its own tokens of every tile (``parts.py``). The combine kernel combines the splits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-FEW_ROWS = 8  # the same with parts, for heads of up to 8 rows and unpadded widths: half of a tensor core's product
+FEW_ROWS = 8  # rows of a tile for heads of up to 8 rows, with parts and unpadded widths: half a tensor core's product
 # Largest rows × padded width, in float32 and the half types: larger tiles spill, or are slower than two half as large.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and warps; avoids spills in the loop
@@ -35,15 +35,15 @@ NARROW_TILE = (64, 2)  # the same with 32 rows and padded width 32, where four w
 WIDE_STAGES = 2  # most pipeline stages with 32 rows or more of float32
 # Major compute capabilities on which four warps compute a 64-row product together, with keys and Y in shared memory.
 # There a head with more than 16 rows takes a tile of 64, if that has at most twice FLOAT32_NUMBERS or HALF_NUMBERS.
-# Such a tile covers GROUP_TOKENS cached tokens if their keys are at most FLOAT32_KEYS or HALF_KEYS numbers, else 32
-# tokens: with more, registers spill on 9.0.
+# Such a tile covers GROUP_TOKENS cached tokens if their keys are at most FLOAT32_KEYS or HALF_KEYS numbers, else
+# WIDE_TILE's 32: with more, registers spill on 9.0.
 WARP_GROUPS = (9, 10)
 GROUP_TOKENS = 64
 FLOAT32_KEYS, HALF_KEYS = 2048, 8192
-AMPERE_KEYS = 4096  # the same limit on 8.0, for the half types
+AMPERE_KEYS = 4096  # used on 8.0 instead of HALF_KEYS
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
-WIDE_CHUNK = 64  # the same for wide heads with more than 16 rows, or with parts in a half type
-MOST_NEW = 16  # most new tokens: the rows of the tile in which their triangle is solved
+WIDE_CHUNK = 64  # like CHUNK, for wide heads with more than 16 rows, or with parts in a half type
+MOST_NEW = 16  # most new tokens: the rows of the tile in which their triangular system is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
 COMBINE_SPLITS = 16  # splits that the combine step of one new token loads at once
@@ -57,12 +57,12 @@ ADDS_SQUARES = (9, 10)
 # Major compute capabilities that use parts with up to 16 rows, and the largest padded width. On 9.0, float16 at width
 # 128 would spill, and without parts it already computes in half of the time that memory needs.
 PARTS_WIDTHS = {9: 64, 10: 128}
-FLOAT32_PARTS_WIDTH = 64  # the largest for float32: wider queries do not fit into registers …
-SHARED_PARTS_WIDTH = 128  # … but on 10.x heads of exactly this width have the queries' low parts in shared memory
-FLOAT8_PARTS_WIDTH = 128  # the largest for a cache of E4M3, on all of these devices
-FEW_FLOAT32_WIDTH = 128  # the largest for float32 with few rows, whose high and low parts fill one product's rows
+FLOAT32_PARTS_WIDTH = 64  # the largest width for float32: wider queries do not fit into registers
+SHARED_PARTS_WIDTH = 128  # an exception on 10.x: heads of this width have the queries' low parts in shared memory
+FLOAT8_PARTS_WIDTH = 128  # the largest width for an E4M3 cache, on all of these devices
+FEW_FLOAT32_WIDTH = 128  # the largest width for float32 with FEW_ROWS: high and low parts fill one product's rows
 # Columns of float32 multiplied at once in parts, whose squares are summed in registers. More would spill, except with
-# few rows of wide heads.
+# FEW_ROWS of wide heads.
 PARTS_CHUNK = 16
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions process two numbers
 PART_TOKENS = 16  # fewest tokens of a part, LEAST_TOKENS in parts.py
@@ -70,13 +70,13 @@ NARROW_TOKENS = 128  # most tokens of a tile with parts if loads are narrow: mor
 PADDED_KEYS = 4096  # most numbers of K in a float32 tile with parts if the width is padded: more would spill
 GEFORCE = 86  # the first compute capability of Ampere with GeForce's tensor cores
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
-# With up to 16 rows: fewest warps for a cache of E4M3 and for narrow loads, and the warps of float32 parts at padded
-# widths. With two, converted numbers would spill, as would addresses, of which narrow loads have twice as many.
+# With up to 16 rows: fewest warps for an E4M3 cache and for narrow loads, and the warps of float32 parts at padded
+# widths. With two warps, converted numbers would spill, as would addresses: narrow loads need twice as many.
 CAREFUL_WARPS = 4
 # Tokens of an E4M3 tile with 16 rows: at most this many without parts. With parts, at least this many if the head width
 # is its padded width; for other widths padded to 128 such a tile would spill.
 FLOAT8_TOKENS = 128
-FLOAT8_FEW_TOKENS = 256  # most tokens with few rows
+FLOAT8_FEW_TOKENS = 256  # most tokens with FEW_ROWS
 FLOAT8_UNIT = 8  # an E4M3 cache needs head widths that are multiples of 8; others would enlarge the library
 
 
@@ -113,9 +113,9 @@ def plan_decode_attention(
     if new > MOST_NEW:
         raise ValueError(f"up to {MOST_NEW} new tokens are supported, not {new}")
     if float8 and arch < FLOAT8_ARCH:
-        raise ValueError(f"compute capability {arch / 10} has no E4M3: a cache of it needs {FLOAT8_ARCH / 10} or newer")
+        raise ValueError(f"compute capability {arch / 10} has no E4M3: an E4M3 cache needs {FLOAT8_ARCH / 10} or newer")
     if float8 and width % FLOAT8_UNIT:
-        raise ValueError(f"head width {width} is not supported: with a cache of E4M3 multiples of {FLOAT8_UNIT} are")
+        raise ValueError(f"head width {width} is not supported: an E4M3 cache needs a multiple of {FLOAT8_UNIT}")
     padded, head_rows = padded_width(width), (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded, arch)
     unit = cache_unit(width, dtype, rows)
@@ -165,7 +165,7 @@ def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
 
 
 def query_rows(head_rows: int, dtype: str, padded: int, arch: int) -> int:
-    """Return the number of rows of a tile for a key/value head with ``head_rows`` rows; it may need several tiles."""
+    """Return the rows per tile for a key/value head with ``head_rows`` rows, which may need several tiles."""
     counts = row_counts(dtype, padded, arch)
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
@@ -190,7 +190,7 @@ def parts_width(arch: int, dtype: str) -> int:
 
 
 def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> bool:
-    """Return whether the variant uses parts: each warp averages its own tokens of every tile."""
+    """Return whether the variant uses parts: each warp attends to its own tokens of every tile."""
     most = parts_width(arch, dtype)
     if float8 and most:
         most = FLOAT8_PARTS_WIDTH

@@ -34,7 +34,7 @@ int64_t headRows(Sizes const& sizes)
     return (sizes.groups + 1) * sizes.newTokens;
 }
 
-//! Rows of a tile, of kernels compiled for a compute capability.
+//! Rows per tile in kernels compiled for a compute capability.
 int64_t queryRows(Sizes const& sizes, int32_t arch)
 {
     int64_t const wanted = headRows(sizes);
@@ -71,7 +71,7 @@ public:
     }
 
 protected:
-    //! Name of the kernel that reads the cache, and the node's inputs that it takes before the mask.
+    //! The name of the kernel that reads the cache, and the node's inputs that it takes before the mask.
     virtual char const* splitKernel() const = 0;
     virtual std::vector<Argument> splitTensors(void const* const* inputs) const = 0;
 
@@ -107,7 +107,7 @@ protected:
 
     size_t zeroedBytes(Sizes const&) const override { return 0; }
 
-    //! As plan.py.
+    //! The same launches as plan.py.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {
@@ -139,7 +139,7 @@ protected:
     }
 
 private:
-    //! Appends the scalars after the tensors; the kernel that joins the splits of one token takes no number of tokens.
+    //! Appends the scalars after the tensors; the combine kernel for one new token takes no number of tokens.
     static void append(Step& step, Sizes const& sizes, bool withNew, int64_t splits, int64_t unit)
     {
         std::vector<Argument>& all = step.arguments;

@@ -32,7 +32,7 @@ def decode_attention(
         k: Cached raw keys, ``(B, H, P, D)``.
         y: Cached preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, False at padding; the last columns are the new tokens. None: no padding.
-        eps: Added to the mean square of a key before the root.
+        eps: Added to the mean square of a key before the square root.
         implementation: ``reference`` (solve, then attention) or ``fused`` (one product with K, one with Y; on CUDA the
             Triton kernels for up to 16 new tokens, under the conditions of ``precondition``).
         training_diagonal: As for ``precondition``: divide a new token's row by the training L_ii instead of 1.
@@ -41,7 +41,7 @@ def decode_attention(
         The heads' outputs ``(B, H·G, N, D)`` and the new Y ``(B, H, N, D)``, in the type of ``q``. Not differentiable.
 
     Raises:
-        ValueError: The shapes do not fit together, or ``implementation`` is unknown.
+        ValueError: The shapes do not match, or ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -52,7 +52,7 @@ def decode_attention(
 def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> None:
     (batch, heads, past, width), n = k.shape, q.shape[2]
     if y.shape != k.shape:
-        raise ValueError(f"k and y must have one shape, not {tuple(k.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"k and y must have the same shape, not {tuple(k.shape)} and {tuple(y.shape)}")
     if k_new.shape != (batch, heads, n, width) or v_new.shape != k_new.shape:
         raise ValueError(f"k_new and v_new must be {(batch, heads, n, width)}, as many new tokens as q has")
     if q.shape[0] != batch or q.shape[1] % heads or n < 1 or q.shape[3] != width:

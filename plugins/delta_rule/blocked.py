@@ -1,4 +1,4 @@
-"""The delta rule in PyTorch, by chunks of 64 tokens: matrix products instead of one step per token."""
+"""The delta rule in PyTorch, computed in chunks of 64 tokens by matrix products instead of token by token."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 CHUNK = 64  # tokens per chunk
-LOWEST_LOG = -1e4  # lower bound of log α; its exponential is 0 in every type, and −∞ times a mask's 0 would be NaN
+LOWEST_LOG = -1e4  # log α is clamped to it: its exponential is 0 in every dtype, while −∞ times a mask's 0 would be NaN
 
 
 def delta_rule_blocked(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Solve for the corrections of all tokens of a chunk at once, and carry the state from chunk to chunk.
+    """Apply the delta rule chunk by chunk; each chunk solves for the corrections of all its tokens at once.
 
     With γ_i = α_1 ⋯ α_i, Γ_ij = γ_i/γ_j for i ≥ j, else 0, T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β): corrections
     R = T (V − (γ ∘ K) S), outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), next state γ_C S + ((γ_C/γ) ∘ K)ᵀ R.
@@ -29,7 +29,7 @@ def delta_rule_blocked(
     g, b = (_chunks(each.to(work)[..., None]) for each in (log_decay, beta))  # (B, H, m, C, 1)
     g = g.clamp_min(LOWEST_LOG)
 
-    # Sum the logarithms between two tokens, instead of subtracting two sums, which cancels where α is small.
+    # Sum log α over tokens j+1 … i directly: subtracting two cumulative sums would cancel where α is small.
     ones = torch.ones(CHUNK, CHUNK, dtype=work, device=key.device)
     between = (g * ones.tril(-1)).cumsum(-2)  # (B, H, m, C, C): row i, column j is log γ_i/γ_j, and 0 for i < j
     gamma = between.exp().tril()
@@ -50,6 +50,6 @@ def delta_rule_blocked(
 
 
 def _chunks(x: Tensor) -> Tensor:
-    """Split ``(B, H, N, W)`` into chunks ``(B, H, m, C, W)``; rows of zeros fill the last one and have no effect."""
+    """Split ``(B, H, N, W)`` into chunks ``(B, H, m, C, W)``; pad the last one with zeros, which have no effect."""
     padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % CHUNK))
     return padded.unflatten(2, (-1, CHUNK))

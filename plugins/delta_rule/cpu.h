@@ -1,6 +1,6 @@
-// Arguments of the delta rule on the CPU.
+// Arguments of the CPU kernel of the delta rule.
 //
-// B batch, H heads, N new tokens, D key width, E value width. Tensors are contiguous; T is float or Half.
+// B: batch, H: heads, N: new tokens, D: key width, E: value width. Tensors are contiguous; T is float or Half.
 #pragma once
 
 #include "shared/cpu_types.h"
@@ -17,7 +17,7 @@ struct DeltaRuleArguments {
     const float* state;     // [B, H, D, E]
     T* output;              // [B, H, N, E]
     float* new_state;       // [B, H, D, E]
-    size_t heads, tokens, key_width, value_width; // heads: B · H
+    size_t heads, tokens, key_width, value_width; // B · H, N, D, E
     float scale;
 };
 

@@ -1,22 +1,22 @@
-// The delta rule by chunks: each task takes a head and goes through its chunks in order.
+// The delta rule in chunks: each task processes the chunks of one head in order.
 //
-// R = (I + X)⁻¹ diag(β) (V − γ ∘ KS) with X = tril(diag(β)(Γ ∘ KKᵀ), −1), by the substitution that the solve uses;
+// R = (I + X)⁻¹ diag(β) (V − γ ∘ KS) with X = tril(diag(β)(Γ ∘ KKᵀ), −1), by forward substitution as in Precondition;
 // O = scale · (γ ∘ QS + (Γ ∘ QKᵀ) R), S ← γ_C S + Kᵀ((γ_C/γ) ∘ R).
 
-constexpr size_t kDeltaRows = 48;   // tokens of a chunk: whole vectors and groups for every instruction set
-constexpr float kLowestLog = -1e4f; // bound of log α, as in blocked.py: its exponential is 0, and sums of it are finite
+constexpr size_t kDeltaRows = 48;   // tokens per chunk, a multiple of kGroup and, on every instruction set, of kLanes
+constexpr float kLowestLog = -1e4f; // log α is clamped to it, as in blocked.py: exp gives 0, and sums stay finite
 static_assert(kDeltaRows % kLanes == 0 && kDeltaRows % kGroup == 0, "chunks are whole");
 
-// Memory for one head; rows of values are padded to whole vectors.
+// Scratch buffers of one head; rows of values are padded to whole vectors.
 struct DeltaChunk {
-    float* turned_keys;               // [D][kDeltaRows]
-    float *key_room, *query_room;     // [kDeltaRows][D]
+    float* turned_keys;               // [D][kDeltaRows]: keys, transposed
+    float *key_room, *query_room;     // [kDeltaRows][D]: copies, for rows that are not float32 or not whole groups
     float* state;                     // [D][padded]
     float *corrections, *outputs;     // [kDeltaRows][padded]: R, O
-    float *gamma, *system, *attended; // [kDeltaRows][kDeltaRows]: Γ, X, scale · (Γ ∘ QKᵀ), read up to the diagonal
+    float *gamma, *system, *attended; // [kDeltaRows][kDeltaRows]: Γ, X, scale · (Γ ∘ QKᵀ), valid up to the diagonal
     float* beta;                      // [kDeltaRows]
     float* from_start;                // [kDeltaRows]: γ
-    size_t padded;                    // the value width in whole vectors
+    size_t padded;                    // value width, rounded up to whole vectors
 };
 
 inline DeltaChunk take_delta_chunk(size_t width, size_t value_width) {
@@ -36,11 +36,11 @@ inline DeltaChunk take_delta_chunk(size_t width, size_t value_width) {
     chunk.beta = scratch.take(kDeltaRows);
     chunk.from_start = scratch.take(kDeltaRows);
     chunk.padded = padded;
-    std::fill(chunk.attended, chunk.attended + square, 0.0f); // groups of rows read some elements right of the diagonal
+    std::fill(chunk.attended, chunk.attended + square, 0.0f); // groups of rows also read right of the diagonal
     return chunk;
 }
 
-// Computes Γ and γ. Logarithms are summed over the tokens between: a difference of sums would cancel where α is small.
+// Computes Γ and γ. log Γ_ij is summed over tokens j+1 … i: subtracting cumulative sums would cancel where α is small.
 inline void make_gammas(const DeltaChunk& chunk, const float* log_decay, size_t tokens) {
     alignas(64) float between[kDeltaRows];
     std::fill(between, between + kDeltaRows, -1e30f); // right of the diagonal: the exponential is 0
@@ -62,8 +62,8 @@ inline void make_gammas(const DeltaChunk& chunk, const float* log_decay, size_t 
         store(chunk.from_start + row, exponential(load(chunk.from_start + row)));
 }
 
-// square[row][column] = f · Γ · (rows[row] · keys[column]), in whole vectors up to the diagonal; f is factors[row], or
-// `factor` if `factors` is null.
+// square[row][column] = f · Γ · (rows[row] · keys[column]), for V vectors of columns starting at `column`; f is
+// factors[row], or `factor` if `factors` is null.
 template <int V>
 void gate_scores(const DeltaChunk& chunk, float* square, const float* rows, size_t first, size_t count, size_t column,
                  size_t width, const float* factors, float factor) {
@@ -77,7 +77,7 @@ void gate_scores(const DeltaChunk& chunk, float* square, const float* rows, size
     });
 }
 
-// The same for all rows.
+// The same for all rows and, in whole vectors, all columns up to the diagonal.
 inline void gate_scores(const DeltaChunk& chunk, float* square, const float* rows, size_t tokens, size_t width,
                         const float* factors, float factor) {
     constexpr int V = LUCID_PANEL_VECTORS;
@@ -93,7 +93,7 @@ inline void gate_scores(const DeltaChunk& chunk, float* square, const float* row
 }
 static_assert(LUCID_PANEL_VECTORS == 3, "at most two vectors are left over");
 
-// S ← decay · S + Kᵀ((γ_C/γ) ∘ R) for all rows of S; overwrites R, which is not read again.
+// S ← γ_C S + Kᵀ((γ_C/γ) ∘ R); overwrites R, which is not read again.
 inline void advance_state(const DeltaChunk& chunk, const float* keys, size_t tokens, size_t width) {
     const float* to_end = chunk.gamma + (tokens - 1) * kDeltaRows;
     for (size_t token = 0; token < tokens; ++token) {
@@ -111,7 +111,7 @@ inline void advance_state(const DeltaChunk& chunk, const float* keys, size_t tok
                       chunk.padded, merge);
 }
 
-// Returns the rows of a chunk as floats, with rows of zeros up to a whole group.
+// Returns a chunk's rows as floats, padded with rows of zeros to a multiple of kGroup; copies them to `room` if needed.
 template <class T>
 const float* whole_groups(const T* rows, size_t width, size_t tokens, float* room) {
     if (tokens % kGroup == 0) return as_tile(rows, width, width, tokens, nullptr, true, room);
@@ -165,7 +165,7 @@ LUCID_INLINE N take(const float* from) {
 LUCID_INLINE void give(float* to, float number) { *to = number; }
 LUCID_INLINE void give(float* to, Vector numbers) { store(to, numbers); }
 
-// Processes one token for U numbers of type N (vectors or floats) of the state's rows, in two passes over them.
+// Processes one token for U columns (or, with N = Vector, vectors of columns) of the state, in two passes over its rows.
 template <class N, int U>
 void delta_step(const float* key, const float* query, const float* value, float decay, float beta, float key_query,
                 const float* state, float* new_state, float* output, size_t width, size_t stride) {
@@ -191,7 +191,7 @@ void delta_step(const float* key, const float* query, const float* value, float 
         }
 }
 
-// One token of one head.
+// Processes the only new token of one head.
 template <class T>
 void delta_token(const DeltaRuleArguments<T>& a, size_t head) {
     constexpr int U = LUCID_GROUP_VECTORS;

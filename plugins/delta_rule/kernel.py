@@ -1,12 +1,12 @@
-"""Triton kernels of the delta rule: two for several tokens, one for a single token.
+"""Triton kernels of the delta rule: two for several new tokens, one for a single token.
 
 Several tokens are processed in chunks. ``delta_chunk_kernel`` computes what does not depend on the state (T, the
-queries' weights and the decays) for all chunks at once. In ``delta_state_kernel`` a program then holds some columns of
-a head's state in registers and goes through the chunks in order. Columns of the state are independent, so programs
-never wait for each other.
+attention weights and the decays) for all chunks in parallel. Then each program of ``delta_state_kernel`` keeps BLOCK_N
+columns of a head's state in registers and processes the chunks in order. Columns of the state are independent, so
+programs need no synchronization.
 
-Keys are multiplied CHUNK_D columns at a time, and the state is split alike and held transposed. So a product's result
-is in the registers where the next product reads its first operand, and operands fit into registers beside the state.
+Keys are multiplied CHUNK_D columns at a time; the state is kept transposed and split in the same way. Each product's
+result is then in the registers where the next product reads its first operand, and operands fit beside the state.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -17,24 +17,24 @@ import triton.language as tl
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import add_row_product, add_tf32_products, load_columns, nearest_tf32
 
-LOWEST_LOG = tl.constexpr(-1e4)  # bound of log α, as in blocked.py: its exponential is 0, and sums of it are finite
+LOWEST_LOG = tl.constexpr(-1e4)  # log α is clamped to it, as in blocked.py: exp gives 0, and sums stay finite
 
 
 @triton.jit
 def load_logs(p_log_decay, o_n, m_n):
-    """Load log α, or LOWEST_LOG where that is larger; 0 outside ``m_n``."""
+    """Load log α, clamped to at least LOWEST_LOG; 0 where the mask ``m_n`` is false."""
     return tl.where(m_n, tl.maximum(tl.load(p_log_decay + o_n, mask=m_n, other=0.0), LOWEST_LOG), 0.0)
 
 
 @triton.jit
 def split(b_float, p_rows):
-    """Split float32 of any magnitude into two parts to multiply with rows of the type of ``p_rows``.
+    """Split a float32 block of any magnitude into a high and a low part, to multiply by rows loaded from ``p_rows``.
 
-    For bfloat16 rows the parts are bfloat16, 16 significant bits together. For float32 rows, and for float16 rows since
-    float16 parts could overflow, they are tf32.
+    For bfloat16 rows the parts are bfloat16, together 16 significant bits. For float32 rows they are tf32, and also for
+    float16 rows, since float16 parts could overflow.
     """
     if p_rows.dtype.element_ty == tl.bfloat16:
-        b_high = b_float.to(tl.bfloat16)  # rounded: truncation, as in the solve, would cost the state one bit
+        b_high = b_float.to(tl.bfloat16)  # rounds; truncating as bfloat16_parts does would cost the state one bit
         b_low = (b_float - b_high.to(tl.float32)).to(tl.bfloat16)
     else:
         b_high, b_low = nearest_tf32(b_float)
@@ -43,11 +43,11 @@ def split(b_float, p_rows):
 
 @triton.jit
 def add_times(b_high, b_low, b_rows, b_acc):
-    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for parts that :func:`split` made for the rows' type."""
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for parts from :func:`split` for the rows' dtype."""
     if b_rows.dtype == tl.bfloat16:
         b_acc = tl.dot(b_low, b_rows, b_acc)
         b_acc = tl.dot(b_high, b_rows, b_acc)
-    elif b_rows.dtype == tl.float16:  # tf32 holds every float16 number
+    elif b_rows.dtype == tl.float16:  # tf32 represents every float16 number exactly
         b_wide = b_rows.to(tl.float32)
         b_acc = tl.dot(b_low, b_wide, b_acc, input_precision="tf32")
         b_acc = tl.dot(b_high, b_wide, b_acc, input_precision="tf32")
@@ -58,10 +58,10 @@ def add_times(b_high, b_low, b_rows, b_acc):
 
 @triton.jit
 def add_part(b_high, b_low, b_rows, b_acc, is_first: tl.constexpr):
-    """Add as :func:`add_times` does, for one of several chunks of columns; ``is_first`` says that ``b_acc`` is 0.
+    """Do :func:`add_times` for one of several chunks of columns; ``is_first`` means that ``b_acc`` is 0.
 
-    In float32 each chunk has its own accumulator, since tensor cores truncate every sum they make. For the half types
-    this would cost registers for nothing: they make fewer sums, and the parts' rounding is larger.
+    In float32 each chunk has its own accumulator, because tensor cores truncate every partial sum. For float16 and
+    bfloat16 that would only cost registers: they take fewer sums, and the rounding of the two parts dominates.
     """
     if b_rows.dtype == tl.float32 and not is_first:
         b_acc += add_times(b_high, b_low, b_rows, tl.zeros_like(b_acc))
@@ -90,11 +90,11 @@ def delta_chunk_kernel(
     Args:
         p_query, p_key: ``(B, H, n_new, key width)``.
         p_log_decay, p_beta: ``(B, H, n_new)``; log_decay is float32.
-        p_work: For each head and chunk, ``(2 BLOCK_M + 2, BLOCK_M)`` float32: T, the queries' weights, and two rows of
-            decays: from the chunk's start to each token, and from each token to the chunk's end.
+        p_work: For each head and chunk, ``(2 BLOCK_M + 2, BLOCK_M)`` float32: T, the attention weights, and two rows of
+            decays: from the chunk's start to each token (γ), and from each token to the chunk's end (γ_C/γ).
         n_key_units: Key width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
         scale: Factor of the outputs.
-        CHUNK_D: Columns of keys that are multiplied at once.
+        CHUNK_D: Number of key columns multiplied at once.
     """
     width = n_key_units * WIDTH_UNIT
     i_chunk = tl.program_id(0)
@@ -117,7 +117,7 @@ def delta_chunk_kernel(
             b_scores = add_row_product(b_k, tl.trans(b_k), b_scores)
             b_attended = add_row_product(b_q, tl.trans(b_k), b_attended)
 
-    # log γ_i/γ_j is a sum over the tokens between, instead of a difference of sums, which cancels where α is small.
+    # log γ_i/γ_j is summed over tokens j+1 … i directly: subtracting cumulative sums would cancel where α is small.
     b_g = load_logs(p_log_decay + o_gates, o_m, m_rows)
     b_beta = tl.load(p_beta + o_gates + o_m, mask=m_rows, other=0.0).to(tl.float32)
     m_below = o_m[:, None] > o_m[None, :]
@@ -135,7 +135,7 @@ def delta_chunk_kernel(
 
 @triton.jit
 def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Load columns ``o_e`` of a head's state, transposed and in parts of CHUNK_D columns; 0 outside the widths."""
+    """Load columns ``o_e`` of a head's state as a tuple of transposed ``(BLOCK_N, CHUNK_D)`` blocks, padded with 0."""
     b_states = ()
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         o_d = i + tl.arange(0, CHUNK_D)
@@ -148,7 +148,7 @@ def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D:
 @triton.jit
 def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
                    CHUNK_D: tl.constexpr):  # fmt: skip
-    """Return (K S)ᵀ and (Q S)ᵀ, a chunk's keys and queries times the state S: ``(BLOCK_N, BLOCK_M)`` float32."""
+    """Return (K S)ᵀ and (Q S)ᵀ for a chunk's keys and queries, each ``(BLOCK_N, BLOCK_M)`` float32."""
     b_of_keys = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     b_of_queries = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for i in tl.static_range(len(b_states)):
@@ -162,9 +162,9 @@ def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.con
 
 @triton.jit
 def correct_state(b_states, decay, b_r, p_key, o_m, m_rows, width, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the transposed state times the decay, plus Rᵀ K, where ``b_r`` is Rᵀ.
+    """Return the transposed state times the decay, plus Rᵀ K; ``b_r`` is Rᵀ.
 
-    Each product has its own accumulator, added at the end: tensor cores truncate sums, and in the state errors add up.
+    Each product has its own accumulator: tensor cores truncate sums, and errors accumulate in the state.
     """
     b_high, b_low = split(b_r, p_key)
     b_next = ()
@@ -194,10 +194,10 @@ def delta_state_kernel(
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):
-    """Process all chunks in order with BLOCK_N columns of a head's state in registers; program ids: head, columns.
+    """Process all chunks in order for BLOCK_N columns of a head's state; program ids: head, block of columns.
 
     R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; γ, Γ as in blocked.py. T and
-    A = scale · (Γ ∘ QKᵀ) are in the workspace. S, V, R and the outputs are held transposed, one row per column of S.
+    A = scale · (Γ ∘ QKᵀ) come from the workspace. S, V, R and the outputs are kept transposed, one row per column of S.
 
     Args:
         p_value, p_output: ``(B, H, n_new, value width)``.
@@ -263,9 +263,9 @@ def delta_decode_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Update BLOCK_N columns of a head's state by one token, in float32; program ids: head, columns.
+    """Update BLOCK_N columns of a head's state with one token, in float32; program ids: head, block of columns.
 
-    The arguments are those of the kernels above, with n_new = 1.
+    The arguments are those of the kernels above, for n_new = 1.
     """
     width = n_key_units * WIDTH_UNIT
     value_width = n_value_units * WIDTH_UNIT

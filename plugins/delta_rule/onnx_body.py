@@ -1,9 +1,8 @@
 """The delta rule in standard ONNX operators, so that every runtime can run an exported file.
 
-onnxscript compiles the Python below to ONNX functions; it never runs as Python. They compute in float32 for models of
-every type. Graphs with one new token per step use ``DeltaRuleOneToken``, all others the loop over chunks of 64 tokens.
-
-``B`` batch, ``H`` heads, ``N`` new tokens, ``m`` chunks, ``C`` 64, ``D`` key width, ``E`` value width.
+onnxscript compiles the Python below to ONNX functions; it never runs as Python. They compute in float32 whatever the
+model's dtype. Graphs that decode one token per step use ``DeltaRuleOneToken``, all others ``DeltaRule``, which loops
+over chunks of 64 tokens. B: batch, H: heads, N: new tokens, m: chunks, C: 64, D: key width, E: value width.
 """
 # mypy: ignore-errors
 
@@ -42,7 +41,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     g = op.Reshape(op.Pad(op.Max(log_decay, -1.0e4), tail, None, [2]), by_gate)  # (B, H, m, C, 1)
     b = op.Reshape(op.Pad(op.Cast(beta, to=1), tail, None, [2]), by_gate)
 
-    # log γ_i/γ_j is a sum over the tokens between, instead of a difference of sums, which cancels where α is small.
+    # log γ_i/γ_j is summed over tokens j+1 … i directly: subtracting cumulative sums would cancel where α is small.
     ones = op.Expand(1.0, op.Constant(value_ints=[64, 64]))
     lower = op.Trilu(ones, upper=0)
     below = op.Trilu(ones, op.Constant(value_int=-1), upper=0)
@@ -53,8 +52,8 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     decay = op.Exp(op.Slice(start, [63], [64], [3]))  # (B, H, m, 1, 1): γ_C
     from_start = op.Exp(start)
 
-    # Invert I + tril(diag(β)(Γ ∘ KKᵀ), −1): T ← T − T (M_s ∘ X) T for its two 32-wide diagonal blocks, then merge both:
-    # [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
+    # Invert I + X, X = tril(diag(β)(Γ ∘ KKᵀ), −1): first both 32-wide diagonal blocks, by T ← T − T (M_s ∘ X) T, then
+    # merge them: [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
     k_turned = op.Transpose(k, perm=[0, 1, 2, 4, 3])
     system = op.MatMul(k, k_turned) * gamma * b  # (B, H, m, C, C), used below the diagonal only
     upper_rows, lower_rows = op.Split(system, axis=3, num_outputs=2)
@@ -82,7 +81,8 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
         s_next = s * op.Gather(decay, i, axis=2) + op.MatMul(op.Gather(writes, i, axis=2), corrections)
         return op.Identity(goes_on), s_next, op.Unsqueeze(rows, [0])
 
-    # The standard stacks a loop's outputs along a new axis; ONNX's ReferenceEvaluator joins them along their first.
+    # The ONNX standard stacks a loop's scan outputs along a new axis, but ONNX's ReferenceEvaluator concatenates them
+    # along the first axis; the Unsqueeze in the loop and this Reshape give the same result with both.
     new_state, stacked = op.Loop(op.Squeeze(chunks), op.Constant(value=TRUE), state, body=step)
     rows = op.Reshape(stacked, op.Concat(chunks, batch_heads, chunk, value_width, axis=0))  # (m, B, H, C, E)
     by_token = op.Concat(batch_heads, chunks * chunk, value_width, axis=0)
@@ -93,7 +93,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
 
 @script(_LUCID, default_opset=op)
 def DeltaRuleOneToken(query, key, value, log_decay, beta, state, scale: float):
-    """Apply the delta rule to one token: correct the state, then read the output from it."""
+    """Apply the delta rule to one token: update the state, then multiply the query by it."""
     k = op.Cast(key, to=1)  # (B, H, 1, D)
     decayed = state * op.Exp(op.Unsqueeze(log_decay, [3]))  # (B, H, D, E)
     missing = op.Cast(value, to=1) - op.MatMul(k, decayed)  # (B, H, 1, E)

@@ -1,4 +1,4 @@
-"""Launch plan of the delta rule's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++."""
+"""Launch plan of the delta rule's Triton kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lucid_deploy.plugins.shared.plan import (
 from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
-COMPILED_UNIT = 4  # the variants compiled ahead of time take widths that are multiples of it
-LARGEST_CHUNK = 32  # for the workspace's size, which TensorRT needs before the device, and so the chunk, is known
+COMPILED_UNIT = 4  # variants compiled ahead of time support widths that are multiples of it
+LARGEST_CHUNK = 32  # sizes the workspace: TensorRT asks for its size before the device, and so the chunk, is known
 DECODE_COLUMNS = 32  # columns of the state per program: 128 bytes, a cache line
 DECODE_WARPS = 4
-ROWS_OF_A_WARP = 16  # rows that tensor cores multiply at once; with more warps, several would compute the same rows
-FIXED = ("log_decay", "state", "new_state")  # tensors that are float32 for every type of the others
+ROWS_OF_A_WARP = 16  # rows of one tensor core instruction; with more warps, several would compute the same rows
+FIXED = ("log_decay", "state", "new_state")  # tensors that are float32 whatever the dtype of the others
 
 
 def plan_delta_rule(
@@ -44,11 +44,11 @@ def plan_delta_rule(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         scale: Factor of the outputs.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants in place of those in ``tuned.json``: tokens of a chunk, columns of the state per program, warps
-            of the state kernel, stages, columns of keys that are multiplied at once (0: all).
+        tuned: Constants in place of those in ``tuned.json``: tokens per chunk, state columns per program, warps of the
+            state kernel, pipeline stages, and key columns multiplied at once (0: all).
 
     Raises:
-        ValueError: The kernels do not support the sizes or the device.
+        ValueError: A size is below 1, or the kernels do not support the key width or the device.
     """
     check_sizes(batch=batch, heads=heads, new=new, value_width=value_width)
     padded = padded_width(key_width)
@@ -91,12 +91,12 @@ def plan_delta_rule(
 
 
 def chunk_warps(tuned: Choice) -> int:
-    """Return the warps per program of ``delta_chunk_kernel``: each warp has its own rows."""
+    """Return the warps per program of ``delta_chunk_kernel``: one for every 16 tokens of a chunk."""
     return tuned.block_m // ROWS_OF_A_WARP
 
 
 def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
-    """Return the variants for several tokens: of the state kernel, and of the chunk kernel, which is launched first."""
+    """Return the variants for several new tokens: the state kernel's, then the chunk kernel's."""
     width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT), ("CHUNK_D", tuned.chunk or padded))
     chunk = (("BLOCK_M", tuned.block_m), *width)
     state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)

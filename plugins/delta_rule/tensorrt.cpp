@@ -15,7 +15,7 @@ namespace
 using In = table::DeltaRule::In;
 using Out = table::DeltaRule::Out;
 
-constexpr int64_t kLargestChunk = 32; // as in plan.py: sizes the workspace, since TensorRT asks for it before the device is known
+constexpr int64_t kLargestChunk = 32; // as in plan.py: TensorRT asks for the workspace's size before the device is known
 
 class DeltaRulePlugin final : public OperatorPlugin
 {
@@ -77,7 +77,7 @@ protected:
         return {key.d[0], key.d[1], 1, key.d[2], 0, key.d[3], Type::kFloat32, 0.0F, 0.0F, value.d[3], mAttributes.scale};
     }
 
-    //! T, the queries' weights and the decays of every chunk; none for one token.
+    //! T, the attention weights and the decays of every chunk; 0 for one token.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
         int64_t const chunks = sizes.newTokens == 1 ? 0 : ceilDiv(sizes.newTokens, kLargestChunk);
@@ -87,7 +87,7 @@ protected:
 
     size_t zeroedBytes(Sizes const&) const override { return 0; }
 
-    //! The launches that plan.py makes in Python.
+    //! Makes the same launches as plan.py does in Python.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {

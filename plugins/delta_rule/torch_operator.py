@@ -1,4 +1,4 @@
-"""The delta rule as the PyTorch custom operator ``lucid::delta_rule``, which tracing keeps as one node.
+"""The delta rule as the PyTorch custom operator ``lucid::delta_rule``, which stays one node in a traced graph.
 
 S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = scale · S_tᵀ q_t    (arXiv 2406.06484, 2412.06464)
 """
@@ -26,25 +26,25 @@ def delta_rule(
     scale: float,
     implementation: str = "blocked",
 ) -> tuple[Tensor, Tensor]:
-    """Apply the delta rule to new tokens: each one corrects the state, then reads it.
+    """Apply the delta rule to new tokens: each one updates the state, then multiplies its query by it.
 
     Args:
         query: Queries of the new tokens, ``(B, H, N, D)``.
         key: Their keys, ``(B, H, N, D)``, of unit length or 0.
         value: Their values, ``(B, H, N, E)``.
-        log_decay: log α, at most 0, −∞ included, ``(B, H, N)``; zeros for the plain rule.
-        beta: β, 0 to 2, ``(B, H, N)``. A padded token has β = 0 and log α = 0 and does not change the state.
+        log_decay: log α, from −∞ to 0, ``(B, H, N)``; zeros for the plain rule.
+        beta: β, 0 to 2, ``(B, H, N)``. A padding token has β = 0 and log α = 0, so it does not change the state.
         state: S before the first new token, ``(B, H, D, E)``.
         scale: Factor of the outputs.
-        implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens; on CUDA tensors the Triton
-            kernels under the conditions of ``precondition``, if ``log_decay`` and ``state`` are float32).
+        implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens; for CUDA tensors the Triton
+            kernels, under the same conditions as ``precondition`` and if ``log_decay`` and ``state`` are float32).
 
     Returns:
-        The outputs ``(B, H, N, E)`` in the type of ``value``, and S after the last token ``(B, H, D, E)`` in that of
-        ``state``. Computed in float64 if ``value`` is float64, else in float32. Differentiable.
+        The outputs ``(B, H, N, E)`` in the dtype of ``value``, and S after the last token ``(B, H, D, E)`` in the dtype
+        of ``state``. Computed in float64 if ``value`` is float64, else in float32. Differentiable.
 
     Raises:
-        ValueError: The shapes do not fit together, or ``implementation`` is unknown.
+        ValueError: The shapes do not match, or ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -62,7 +62,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, 
         )
     batch, heads, tokens, width = key.shape
     if value.dim() != 4 or value.shape[:3] != (batch, heads, tokens):
-        raise ValueError(f"value must be {(batch, heads, tokens)} and its width, not {tuple(value.shape)}")
+        raise ValueError(f"value must have shape {(batch, heads, tokens)} + (width,), not {tuple(value.shape)}")
     for name, gate in (("log_decay", log_decay), ("beta", beta)):
         if gate.shape != (batch, heads, tokens):
             raise ValueError(
@@ -101,6 +101,6 @@ def compute(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs and the new state as new tensors: operators may not return an argument or a view of one."""
+    """Return the outputs and the new state as new tensors, since operators may not return an input or a view of one."""
     output, new_state = IMPLEMENTATIONS[implementation](query, key, value, log_decay, beta, state, scale)
     return output.contiguous(), new_state.clone() if new_state is state else new_state.contiguous()

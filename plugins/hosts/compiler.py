@@ -1,4 +1,4 @@
-"""Find the C++ compiler and headers, and run the compiler."""
+"""Find the C++ compiler and header folders, and run the compiler."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
     command = [os.path.abspath(command[0]), *command[1:], "-o", library.name]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     try:
-        # In its own process group: the compiler starts other processes, which would not end with it.
+        # In its own process group: the compiler starts other processes, which would outlive it if only it were killed.
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, env=environment, process_group=0
         ) as process:

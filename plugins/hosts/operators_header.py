@@ -1,4 +1,4 @@
-"""The table of operators as the C++ header that the libraries are compiled with."""
+"""Generate a C++ header from the table of operators, for compiling the plugin libraries."""
 
 from __future__ import annotations
 

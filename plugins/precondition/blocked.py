@@ -21,9 +21,9 @@ def precondition_blocked(
     eps: float,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """Solve one block of rows after another, so that E is needed for one block of rows at a time.
+    """Solve ``L Y = V`` one block of rows at a time, and compute E for that block only.
 
-    Block i is Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ); the past comes before the first block. With the training
+    Block i is Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ); the past tokens come before the first block. With the training
     diagonal, rows of E and V are divided by it first, so that each solve has a diagonal of 1.
     """
     work = compute_dtype(v.dtype)
@@ -32,7 +32,7 @@ def precondition_blocked(
     k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps) / math.sqrt(root_d)  # (B, H, P+N, D)
     values = v.to(work)
     if mask is not None:
-        # A padded token must not affect others (its row of y is zeroed) or be affected (its row of E is zeroed).
+        # Padded tokens must neither affect others (their rows of y are zeroed) nor change (their rows of E are zeroed).
         token = mask[:, None, :, None].to(work)  # (B, 1, P+N, 1)
     row_log = values.new_zeros(()).expand(*values.shape[:3], 1)  # −log L_ii, (B, H, N, 1)
     if training_diagonal:

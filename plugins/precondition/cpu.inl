@@ -1,10 +1,10 @@
 // Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j): each task solves a tile of rows of one head and computes E tile by tile.
 //
-// Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, whose tasks
-// have started. So some thread can always go on, in whatever order the pool starts them.
+// Each task takes a ticket from a counter: first come the first tiles of all heads, then the second tiles, etc. A task
+// waits only for smaller tickets, whose tasks have started, so no order in which the pool starts them can deadlock.
 //
-// Tiles begin at multiples of kRows of the whole context: a float32 Y has the same bits however calls split a prompt.
-// The first tile of a call may begin with rows of the past; there E is 0 and V is the known Y, so Y stays as it is.
+// Tiles begin at multiples of kRows from the start of the context, so that a float32 Y has the same bits however a
+// prompt is split into calls. The first tile may begin with past rows; there E is 0 and V is the cached Y, so Y = V.
 static_assert(kRows == kColumns, "tiles of columns are those in which they were solved");
 
 template <class T>
@@ -14,14 +14,14 @@ struct Solve {
     Zeros<std::atomic<size_t>> solved; // [B, H]: tiles whose Y is written
     Zeros<float> sent;                 // [B, H, N, D]: Y in float32 if the output has another type
     std::atomic<size_t> next{0};
-    size_t lead, tiles; // rows of the past in the first tile; tiles of a head
+    size_t lead, tiles; // past rows in the first tile; tiles per head
 
     explicit Solve(const PreconditionArguments<T>& arguments)
         : a(arguments), norms(a.batch * a.heads * (a.past + a.tokens)), solved(a.batch * a.heads),
           sent(std::is_same_v<T, float> ? 0 : a.batch * a.heads * a.tokens * a.width),
           lead(a.past % kRows), tiles((lead + a.tokens + kRows - 1) / kRows) {}
 
-    // Unrounded rows of Y, which later rows use: Y is rounded only in the output.
+    // Rows of Y in float32, which later rows use: only the output is rounded.
     float* sending() const {
         if constexpr (std::is_same_v<T, float>)
             return a.y;
@@ -30,17 +30,17 @@ struct Solve {
     }
 };
 
-// The rows of one task.
+// The scratch memory and sizes of one task's tile of rows.
 struct RowTile {
     const float* keys; // [D][kRows], transposed
-    float* scale;      // [kRows]: an element of norms / √d
+    float* scale;      // [kRows]: inverse norms / √d
     float* shift;      // [kRows]: −√d − log L_ii; very low at padding and in past rows, so that E is 0
     float* sums;       // [kRows][padded width]: V / L_ii, then (V − Σ E Y) / L_ii, then Y
     float* weights;    // [kColumns][kRows]: E / L_ii, transposed
     float* key_room;   // [kColumns][D]
     float* value_room; // [kColumns][padded width]
-    size_t group;      // the first group with a new row …
-    size_t panel;      // … and the panel in which it begins
+    size_t group;      // where the first group with a new row begins
+    size_t panel;      // where the panel that holds this row begins
     size_t rounded;    // the rows, rounded up to whole panels
     size_t padded;     // the width, rounded up to whole vectors
 };

@@ -15,7 +15,7 @@ from lucid_deploy.plugins.shared.kernel import load_columns
 LARGEST = tl.constexpr(127.0)  # largest int8 magnitude
 STEPS = tl.constexpr(127.0 * 512.0)  # int8 steps per 1: remainders are at most 2⁻⁹, as E is at most 1
 ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to an integer
-ROUND_BITS = tl.constexpr(0x4B400000)  # its bits; adding an integer up to 2²² gives the bits of ROUND + integer
+ROUND_BITS = tl.constexpr(0x4B400000)  # bits of ROUND; adding an integer up to 2²² gives the bits of ROUND + integer
 LEAST = tl.constexpr(1e-30)  # smallest step of a column, which avoids a division by 0
 ALIGNMENT = tl.constexpr(256)
 
@@ -55,7 +55,7 @@ def byte_order(o_n):
 
 @triton.jit
 def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Reorder the columns of ``(BLOCK_M, BLOCK_N)`` as :func:`byte_order` does; none moves to another thread."""
+    """Reorder the columns of ``(BLOCK_M, BLOCK_N)`` as :func:`byte_order`, without moves between threads."""
     b_rows = tl.reshape(b_rows, (BLOCK_M, BLOCK_N // 16, 2, 4, 2))
     return tl.reshape(tl.permute(b_rows, (0, 1, 3, 2, 4)), (BLOCK_M, BLOCK_N))
 
@@ -64,8 +64,8 @@ def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 def bfloat16_and_int8(b_e):
     """Split E, 0 to 1, into the nearest bfloat16 number and the remainder in int8 steps of 1 / STEPS.
 
-    The integer is the low byte of a float32 so large that it has no fractional bits. NaN is lost: the GPU's NaN,
-    0x7fffffff, is rounded to 0. Conversions that keep NaN run at a quarter of the rate.
+    The remainder is the low byte of a float32 that is so large that it has no fractional bits. NaN is lost: the GPU's
+    NaN, 0x7fffffff, is rounded to 0. Conversions that preserve NaN run at a quarter of the rate.
     """
     b_high = ((b_e.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
     b_rest = (b_e - b_high) * STEPS + ROUND
@@ -92,7 +92,7 @@ def add_two_products(b_e, p_tile, m_tile, width, p_scales, p_bytes, i_tile, b_ac
                      BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
     """Return ``b_accs``, float32 with CHUNK_D columns each, plus E times a tile of Y: a bfloat16 and an int8 product.
 
-    The int8 product comes first, which needs fewer registers at once.
+    Computing the int8 product first keeps fewer registers live.
     """
     BLOCK_M: tl.constexpr = b_e.shape[0]
     p_scales += i_tile * BLOCK_D

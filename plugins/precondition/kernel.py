@@ -1,8 +1,8 @@
 """The preconditioner as one Triton kernel: a blocked triangular solve in which programs wait for each other.
 
-A program solves a block row, BLOCK_M rows of one key/value head. It takes its number from an atomic ticket. A program
-only waits for smaller numbers, whose programs have started, so no launch order can deadlock. Block rows of a head
-finish in order, so one counter per head tells which rows of Y may be read.
+A program solves a block row, BLOCK_M rows of one key/value head. It takes its number from an atomic counter, the
+ticket, and waits only for smaller numbers, whose programs have started, so no launch order can deadlock. Block rows of
+a head finish in order, so one counter per head says which rows of Y may be read.
 
 A small kernel first computes the inverse norms of all keys, since every block row reads those of all earlier keys.
 """
@@ -34,7 +34,7 @@ from lucid_deploy.plugins.shared.kernel import (
     row_shifts,
 )
 
-PADDING = tl.constexpr(0.0)  # the inverse norm of padding, and of loads beyond the end
+PADDING = tl.constexpr(0.0)  # stored as the inverse norm of padding, and loaded beyond the end
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def key_norms_kernel(
     m_new = m_tokens & (o_n >= n_past)
     b_k_new = load_rows(p_k + i_batch_head.to(tl.int64) * n_new * width, o_n - n_past, m_new, width, BLOCK_D)
     b_norms = inverse_norms(tl.where(m_past[:, None], b_k_past, b_k_new), m_tokens, width, epsilon)
-    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # a token has 0 if its squares overflow
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # 0 here: the key's squares overflowed
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
     if p_k.dtype.element_ty == tl.float32:
@@ -252,7 +252,7 @@ def precondition_kernel(
         CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D for all.
         INT8: 1 to split E into a bfloat16 and an int8 number; for bfloat16 tensors, after :func:`key_tiles_kernel`.
     """
-    # With INT8 and narrow heads, shared memory is the limit and registers have room for the next tile's norms.
+    # With INT8 and narrow heads, shared memory limits occupancy, so registers have room for the next tile's norms.
     NORMS_AHEAD: tl.constexpr = INT8 and BLOCK_D <= 64
     FLOAT32: tl.constexpr = p_k.dtype.element_ty == tl.float32
     PRECISION: tl.constexpr = "tf32x3" if FLOAT32 else "bf16x3"
@@ -295,7 +295,7 @@ def precondition_kernel(
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
-    b_accs = ()  # of CHUNK_D columns each, since registers cannot hold the two parts of all columns of Y
+    b_accs = ()  # CHUNK_D columns each, since registers cannot hold both parts of all columns of Y
     for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_accs = b_accs + (tl.zeros((BLOCK_M, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     i_tile = 0
@@ -312,7 +312,7 @@ def precondition_kernel(
         p_tile_norms = p_norms + tl.where(is_past, 0, n_past)
         if NORMS_AHEAD:
             b_next = tl.load(p_norms + i_tile * BLOCK_N + o_n)
-        for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all ready tiles, without checking again
+        for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all ready tiles, without polling between them
             if INT8:
                 if NORMS_AHEAD:
                     b_norms = b_next

@@ -1,7 +1,7 @@
 """The preconditioner in standard ONNX operators, so that every runtime can run an exported file.
 
-onnxscript compiles the Python below to an ONNX function; it never runs as Python. All is computed in float32, with no
-tensor of tokens × tokens: at most 1024 × 512 elements of a head's E at a time, besides diagonal blocks up to 128 wide.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32. No tensor has
+tokens × tokens elements: at most 1024 × 512 of a head's E exist at a time, besides diagonal blocks up to 128 wide.
 
 ``B`` batch, ``H`` key/value heads, ``N`` new tokens, ``P`` past tokens, ``D`` width.
 """
@@ -31,7 +31,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     past = op.Shape(K_past, start=2, end=3)
     width = op.Shape(K, start=3, end=4)
 
-    # Keys are scaled by d^-1/4, so that their product is K̂K̂ᵀ/√d; exp(−√d) multiplies the mask's column, not the matrix.
+    # Keys are scaled by d^-1/4, so that their product is K̂K̂ᵀ/√d; exp(−√d) multiplies the smaller mask, not the matrix.
     root_d = op.Sqrt(op.Cast(width, to=1))
     gain = op.Exp(op.Neg(root_d))
     scale = op.Expand(op.Reciprocal(op.Sqrt(root_d)), width)
@@ -40,8 +40,8 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     token = op.Unsqueeze(op.Cast(mask, to=1), [1, 3])  # (B, 1, P+N, 1)
     token_new = op.Slice(token, past, past + n, [2])
 
-    # 32, 64 or 128 rows are solved at once; up to 1024 form an outer block. Each is the smallest size that holds all
-    # new tokens, or else the largest, so that short prompts waste little.
+    # 32, 64 or 128 rows are solved at once, and up to 1024 form an outer block: for short prompts, the smallest sizes
+    # that hold all new tokens, so that little is wasted.
     levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7)
     rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7))
     outer = op.Min(op.Constant(value_ints=[1024]), (n + rows - 1) / rows * rows)
@@ -96,7 +96,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
             weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, up to 512)
             received = received + op.MatMul(weights, op.Slice(sent, low, high, [2]))
         rhs_outer = op.Slice(v_pad, first, first + outer, [2]) - received * (t_outer * gain)
-        # The first block is solved before the loop, which would multiply empty tensors for it; WebGPU's MatMul cannot.
+        # The first block is solved before the loop, where it would need a MatMul of empty tensors; WebGPU has none.
         rhs_0 = op.Slice(rhs_outer, zero, rows, [2])
         y_0 = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner), axis=2), rhs_0)
         solved = y_0 * op.Slice(t_outer, zero, rows, [2])

@@ -23,13 +23,13 @@ from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
 NORM_TOKENS = 64  # tokens per program of the kernel that computes inverse norms
-# TensorRT asks for the workspace's size before the device is known, so it must suffice for all of these sizes.
+# TensorRT asks for the workspace size before the device is known, so the workspace must suffice for all of these sizes.
 SMALLEST_ROWS = 16  # fewest rows solved at once
 INT8_TILES = (16, 32, 64)  # tokens of an int8 tile
 INT8_TYPE = "bfloat16"  # type of the tensors for which E may be split into bfloat16 and int8
 INT8_ALIGNMENT = 256  # alignment of the tiles in the workspace, bytes
 NORM_WARPS = 4
-NORM_UNIT = 4  # the norms' kernel is bound by memory, so one variant serves all widths that are multiples of 4
+NORM_UNIT = 4  # the key kernels are memory-bound, so one variant serves all widths that are multiples of 4
 
 
 def plan_precondition(
@@ -61,13 +61,13 @@ def plan_precondition(
     tuned = tuned or choice(TUNED, arch, dtype, padded)
     if tuned.block_m < SMALLEST_ROWS or tuned.block_m % tuned.block_n:
         raise ValueError(
-            f"block rows must have at least {SMALLEST_ROWS} tokens, for which scratch memory is reserved, and be whole "
+            f"block rows must have at least {SMALLEST_ROWS} tokens, for which the workspace is sized, and be whole "
             f"tiles, not {tuned.block_m} tokens and tiles of {tuned.block_n}"
         )
     if tuned.int8 and (dtype != INT8_TYPE or tuned.block_n not in INT8_TILES or tuned.block_m != tuned.block_n):
         raise ValueError(
-            f"int8 needs tensors of {INT8_TYPE} and square tiles of {INT8_TILES} tokens, for which scratch memory is "
-            f"reserved, not {dtype} and {tuned.block_m} × {tuned.block_n}"
+            f"int8 needs tensors of {INT8_TYPE} and square tiles of {INT8_TILES} tokens, for which the workspace is "
+            f"sized, not {dtype} and {tuned.block_m} × {tuned.block_n}"
         )
     if dtype == "float32" and NORM_TOKENS % tuned.block_n:
         raise ValueError(f"float32 needs tiles that divide {NORM_TOKENS} past tokens, not of {tuned.block_n}")
@@ -91,7 +91,7 @@ def plan_precondition(
     keys = _keys_step(batch, heads, new, past, width, dtype, epsilon, tuned)
     counters = (1 + batch * heads) * INT32_BYTES
     workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
-    if dtype == "float32":  # powers of two for rows of Y; the smallest blocks of rows need most
+    if dtype == "float32":  # powers of two for rows of Y; the smallest blocks need the most
         powers = -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
         workspace += batch * heads * powers * FLOAT32_BYTES
     if dtype == INT8_TYPE:
@@ -135,7 +135,7 @@ def _keys_kernel(tuned: Choice) -> str:
 
 
 def _most_tile_bytes(new: int, past: int, padded: int) -> int:
-    """Return the bytes of a head's int8 tiles, scales and norms, for the tile size that needs most."""
+    """Return the bytes of a head's int8 tiles, scales and norms, for the tile size that needs the most."""
     return max(
         (-(-past // tokens) + -(-new // tokens)) * (tokens * FLOAT32_BYTES + padded * FLOAT32_BYTES + padded * tokens)
         for tokens in INT8_TILES

@@ -1,8 +1,8 @@
 """Powers of two that bring float32 keys and Y into the range of float16, so that they can be split into float16 parts.
 
-Multiplying by them is exact, and so is dividing the products. Each key has its own, from its norm. Y has one for every
-64 past tokens and one for each block of new rows, from the largest magnitude; these are in the workspace, after the
-inverse norms. The weights E / L_ii, at most e^(√d/4), are scaled by adding to their exponents.
+Multiplying by a power of two is exact, and so is dividing the products. Each key has its own, from its norm. Y has one
+for every 64 past tokens and one for each block of new rows, from the largest magnitude; these are in the workspace,
+after the inverse norms. The weights E / L_ii, at most e^(√d/4), are scaled by adding to their exponents.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -22,7 +22,7 @@ PAST_TOKENS = tl.constexpr(64)  # past tokens that share a power
 
 @triton.jit
 def key_powers(b_norms):
-    """Return the powers of two to multiply keys by, from their inverse norms; infinite if that is infinite or NaN."""
+    """Return the powers of two to multiply keys by, from their inverse norms; infinity if these are infinite or NaN."""
     return (b_norms.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True) * KEY_POWER
 
 
@@ -42,7 +42,7 @@ def largest_finite(b_y):
 
 @triton.jit
 def sum_factor(power):
-    """Return 2⁻⁹ / ``power``, to undo the scaling of products of E, times 2⁹, with rows of Y, times ``power``."""
+    """Return 2⁻⁹ / ``power``: undoes the scaling of E by 2⁹ and of Y by ``power`` in their product."""
     return (-power.to(tl.int32, bitcast=True) + SUM_FACTOR).to(tl.float32, bitcast=True)
 
 

@@ -20,7 +20,7 @@ constexpr int64_t kSmallestRows = 16; // as in plan.py: sizes the workspace, sin
 constexpr int64_t kInt8Tiles[] = {16, 32, 64};
 constexpr size_t kInt8Alignment = 256;
 
-//! The bytes of a head's int8 tiles, scales and norms, for the tile size that needs most.
+//! The bytes of a head's int8 tiles, scales and norms, for the tile size that needs the most.
 int64_t mostTileBytes(Sizes const& sizes)
 {
     int64_t most = 0;
@@ -98,7 +98,7 @@ protected:
         return static_cast<size_t>(1 + sizes.batch * sizes.heads) * sizeof(int32_t);
     }
 
-    //! The launches that plan.py makes in Python.
+    //! The same launches as plan.py.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {

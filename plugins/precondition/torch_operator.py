@@ -36,10 +36,10 @@ def precondition(
     Args:
         k: Raw keys of the new tokens, ``(B, H, N, D)``; rotary embedding, if any, already applied.
         v: Their values, ``(B, H, N, D)``.
-        k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None is P = 0.
-        y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
+        k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None: no cached tokens.
+        y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; required if ``k_past`` is given.
         mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
-        eps: Added to the mean square of a key before the root.
+        eps: Added to the mean square of a key before the square root.
         implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). With ``blocked``,
             CUDA tensors run the Triton kernel if it supports them, no gradient is needed, and
             :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported, as ``lucid_deploy.model.lucid`` does.
@@ -50,7 +50,7 @@ def precondition(
         inputs in float32. Differentiable.
 
     Raises:
-        ValueError: The shapes do not fit together, only one of ``k_past`` and ``y_past`` is given, or
+        ValueError: The shapes do not match, only one of ``k_past`` and ``y_past`` is given, or
             ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:

@@ -1,1 +1,1 @@
-"""The product by a weight in blocks of 4 or 8 bits, inputs rounded to 8 bits: ``MatMulNBits`` at accuracy level 4."""
+"""Product with a 4- or 8-bit block-quantized weight, inputs rounded to int8: ``MatMulNBits`` at accuracy level 4."""

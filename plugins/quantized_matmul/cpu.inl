@@ -1,4 +1,4 @@
-// Packs a weight into `panels`, or nothing if that is null. Returns the panels' size in bytes.
+// Packs a weight into `panels`, unless that is null. Returns the panels' size in bytes.
 inline size_t pack_weight(const QuantizedWeight& w, uint8_t* panels) {
     size_t count = count_panels(w), bytes = w.blocks * PanelSizes(w).block;
     for (size_t index = 0; index < count && panels != nullptr; ++index) pack_panel(panels + index * bytes, w, index);
@@ -24,7 +24,7 @@ void quantized_matmul_task(void* data, size_t index) {
         size_t columns = std::min(kInPanel, a.w.columns - at * kInPanel);
         if (bytewise > 0) unpack_panel(unpacked, panel, a.w);
         for (size_t number = 0; number < job.groups; ++number) {
-            if (number == 1 && at + 1 < last && a.panels != nullptr) // a group has read this panel: fetch the next
+            if (number == 1 && at + 1 < last && a.panels != nullptr) // this panel is in a cache: fetch the next
                 for (size_t line = bytes; line < 2 * bytes; line += kLine) __builtin_prefetch(panel + line, 0, 2);
             size_t row = job.first_row(number), rows = job.first_row(number + 1) - row;
             if (job.tiles())
@@ -53,7 +53,7 @@ void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool)
     RoundedRows rounded{reinterpret_cast<int8_t*>(room.data()), steps, reinterpret_cast<int32_t*>(steps + parts),
                         a.w.offsets != nullptr ? steps + 2 * parts : nullptr};
     QuantizedMatMulJob<T> job{a, rounded, run, groups, 1};
-    size_t products = a.rows * a.depth * columns; // a product of few rows is bound by memory, and needs few threads
+    size_t products = a.rows * a.depth * columns; // products of few rows are memory-bound and need few threads
     if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), count_panels(a.w));
     if (groups > 1)
         pool.run(round_group<Bits, T>, groups, &job);

@@ -1,5 +1,5 @@
-// The products of quantized_matmul with AVX-512 VNNI, which multiplies four pairs of bytes and adds them at once, and
-// with AVX2. Other AVX-512 kernels also run on processors without VNNI, so only these functions are compiled for it.
+// The inner loops of quantized_matmul for AVX2 and AVX-512 VNNI (vpdpbusd adds four products of bytes to each lane).
+// Other AVX-512 kernels also run on processors without VNNI, so only these functions are compiled for it.
 
 #if LUCID_LANES == 16
 #define LUCID_DOTS __attribute__((target("avx512vnni")))
@@ -9,7 +9,7 @@ inline bool has_dots() {
     return has;
 }
 
-// dot[r] += four numbers of row r times those of each column. GCC copies every sum twice where this is an intrinsic.
+// dot[r] += four elements of row r times those of each column. With the intrinsic, GCC would copy every sum twice.
 template <int R>
 LUCID_DOTS LUCID_INLINE void add_fours(__m512i (&dot)[R], __m512i numbers, const int8_t* x) {
     typedef int32_t Four __attribute__((aligned(4), may_alias));
@@ -47,8 +47,8 @@ LUCID_INLINE void add_block(__m512 (&result)[R], const __m512i (&dot)[R], const 
 }
 
 // total[r][c] = Σ_b (step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) + totals[b][r] · offset[b][c])
-// for R rows. A panel is one stream, which hardware prefetches. Prefetch instructions in addition made the product of one
-// row take 1.2 times as long.
+// for R rows. The hardware prefetches the contiguous panel; additional prefetch instructions made the product of
+// one row take 1.2 times as long.
 template <size_t Bits, class S, int R>
 LUCID_DOTS void multiply_panel(float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
     const __m512i low = _mm512_set1_epi8(15);
@@ -77,12 +77,12 @@ LUCID_DOTS void multiply_panel(float* total, const uint8_t* panel, const Group& 
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(total + r * kInPanel, result[r]);
 }
 #elif LUCID_LANES == 8
-// With AVX2: vpmaddubsw multiplies pairs of bytes and adds two products in 16 bits.
+// AVX2's vpmaddubsw multiplies pairs of bytes and adds two products in 16 bits.
 inline bool has_dots() { return true; }
 
-constexpr int kParts = kInPanel / kLanes; // vectors that hold four numbers of each column
+constexpr int kParts = kInPanel / kLanes; // vectors that hold four elements of each column
 
-// part[r][p] += four numbers of row r times those of the columns of vector p. GCC spills sums where these are intrinsics.
+// part[r][p] += four elements of row r times those of vector p's columns. With intrinsics, GCC would spill the sums.
 template <int R>
 LUCID_INLINE void add_fours(__m256i (&part)[R * kParts], const __m256i (&numbers)[kParts], const int8_t* x) {
 #pragma GCC unroll 16
@@ -94,8 +94,8 @@ LUCID_INLINE void add_fours(__m256i (&part)[R * kParts], const __m256i (&numbers
     }
 }
 
-// dot[r][p] += the products of up to 32 numbers of each column: 16 bits hold 8 · 2 products of at most 15 · 127. So numbers
-// of 8 bits are multiplied half by half: `Shifts` are the halves' first bits, `weight` is their place value, 1 or 16.
+// dot[r][p] += the products of up to 32 elements of each column; 16 bits hold 8 · 2 products of at most 15 · 127.
+// So 8-bit elements are multiplied in 4-bit halves; `Shifts` are the halves' first bits, `weight` their value, 1 or 16.
 template <int R, int... Shifts>
 LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, const uint8_t* end, const int8_t* x, short weight) {
     const __m256i low = _mm256_set1_epi8(15);
@@ -122,8 +122,8 @@ LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, c
 template <size_t Bits, class S, int R>
 void multiply_panel(float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
     constexpr int kSums = R * kParts;
-    constexpr size_t kMost = kLine * Bits; // bytes of 32 numbers of each column
-    constexpr size_t kPer = kInPanel * Bits / 8; // bytes of a number of each column
+    constexpr size_t kMost = kLine * Bits; // bytes of 32 elements of each column
+    constexpr size_t kPer = kInPanel * Bits / 8; // bytes of one element of each column
     const PanelSizes sizes(w);
     const bool zeros = w.zero_points != nullptr, offsets = w.offsets != nullptr;
     const int8_t* x = group.numbers;

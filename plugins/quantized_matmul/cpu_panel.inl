@@ -1,16 +1,16 @@
-// Panels: the copy of a weight that products read. A panel holds 16 columns, block after block, in the order of reading:
+// Panels: the packed copy of a weight. A panel holds 16 columns, block after block, in reading order:
 //
-//     numbers     [block_bytes / 4][kInPanel][4 bytes]: vectors of 4 or 8 numbers of each column
+//     numbers     [block_bytes / 4][kInPanel][4 bytes]: vectors of 4 or 8 elements of each column
 //     scales      [kInPanel]
 //     offsets     [kInPanel], if the weight has them
 //     zero points [kInPanel] bytes, if the weight has them
 //
-// The last column is repeated to fill the last panel.
+// The last panel is padded with copies of the last column.
 
 constexpr size_t kInPanel = 16; // columns
 constexpr size_t kLine = 64;    // bytes of a vector of numbers
 
-// Sizes in bytes of what belongs to a block of a panel.
+// Sizes in bytes of a panel's block and of its parts.
 struct PanelSizes {
     size_t numbers, scales, block;
 
@@ -29,7 +29,7 @@ LUCID_INLINE void transpose_elements(uint8_t* to, const uint8_t* from, size_t st
             std::memcpy(to, from + std::min(column, columns - 1) * stride + i * Size, Size);
 }
 
-// Copies one number of each column, `stride` elements apart.
+// Copies one scale or offset of each column; in `from` they are `stride` elements apart.
 LUCID_INLINE void copy_scales(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t scale_bytes) {
     if (scale_bytes == sizeof(float))
         transpose_elements<sizeof(float)>(to, from, stride * sizeof(float), columns, 1);

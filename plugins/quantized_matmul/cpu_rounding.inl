@@ -1,21 +1,21 @@
-// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits that is packed into panels.
+// Rounds rows of X to int8 in blocks, for the product with a 4- or 8-bit block-quantized weight packed into panels.
 //
-// The products of a block are summed exactly, as integers. The sums are scaled and added in float32, block after block. So
-// every element is summed in one order for any number of rows and threads, and a row's result does not depend on other rows.
+// The products of a block are summed exactly, as integers. The sums are scaled and added in float32, block after block:
+// the order is the same for any number of rows and threads, and a row's result does not depend on other rows.
 //
-// Rows are interleaved in groups: a run of numbers of each row, in the order of a panel, then the next run. A run has 4
-// numbers, or as many as a tile of AMX.
+// Rows are interleaved in groups: a run of elements of each row of the group, in the order of a panel, then the next run. A
+// run has 4 elements, or with AMX as many as a tile is wide.
 
-constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums are in registers
-constexpr size_t kLeastTasks = 16;                // fewest tasks of a product for several threads, if panels suffice
-constexpr size_t kTaskProducts = size_t{1} << 21; // multiplications per task if there are more tasks
+constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums fit into registers
+constexpr size_t kLeastTasks = 16;                // fewest tasks of a parallel product, if it has that many panels
+constexpr size_t kTaskProducts = size_t{1} << 21; // multiplications per task of larger products
 constexpr float kInt8Levels = 127.0f;
 constexpr float kLargest = 3.40282347e38f; // the largest float32
 
-// Rows in 8 bits: groups of rows one after another, in the order of a panel.
+// Rows rounded to int8, group after group; the depth is ordered as in a panel.
 struct RoundedRows {
     int8_t* numbers; // per group: [depth / run][rows of the group][run]
-    float* steps;    // per group: [blocks][rows of the group]
+    float* steps;    // per group: [blocks][rows of the group]: a block's scale
     int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times half the range if no zero_points
     float* totals;   // per group: [blocks][rows of the group]: a block's sum before rounding; null if W has no offsets
 };
@@ -38,15 +38,15 @@ struct QuantizedMatMulJob {
 
     size_t first_row(size_t group) const { return a.rows * group / groups; }
 
-    // The group that begins with a row.
+    // Returns the group whose first row is `row`.
     Group group(size_t row) const {
         size_t at = row * a.w.blocks;
         return {rows.numbers + row * a.depth, rows.steps + at, rows.sums + at, rows.totals != nullptr ? rows.totals + at : nullptr};
     }
 };
 
-// Sixteen numbers of a row. in_fours sorts them as a panel has them: with 4 bits, four bytes hold eight numbers, those
-// at even places in the lower halves and those at odd places in the upper ones.
+// Sixteen elements of a row. in_fours puts them in the order of a panel: with 4 bits, four bytes hold eight elements,
+// those at even places in the low halves and those at odd places in the high halves.
 typedef int8_t Sixteen __attribute__((vector_size(16)));
 
 LUCID_INLINE Sixteen narrow(const Integers* whole) {
@@ -69,10 +69,10 @@ LUCID_INLINE Sixteen in_fours(Sixteen numbers) {
     return __builtin_shuffle(numbers, Sixteen{0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
 }
 
-// Returns a block's largest magnitude, which is rounded to 127; it is not finite if one of the numbers is not.
+// Returns a block's largest magnitude, which will be rounded to 127; it is not finite if an element is not finite.
 template <class T>
 LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
-    Integers found{}; // compared as bits, of which those of NaN are the largest
+    Integers found{}; // magnitudes are compared as bit patterns, of which NaN's are the largest
     for (size_t k = 0; k < block; k += kLanes) {
         Integers bits = reinterpret_cast<Integers>(widen(x + k)) & 0x7fffffff;
         found = bits > found ? bits : found;
@@ -83,11 +83,11 @@ LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
     return magnitude;
 }
 
-// Rounds a row of a group of `count` to whole multiples of (largest magnitude of the block) / 127, to nearest, ties to even.
-// A block with NaN or an infinity becomes zeros with that as its step, so that all its products are NaN.
+// Rounds one of a group's `count` rows to multiples of (the block's largest magnitude) / 127, to nearest, ties to even.
+// A block with NaN or an infinity becomes zeros with NaN or infinity as its step, so that all its products are NaN.
 template <size_t Bits, class T>
 void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, size_t row) {
-    const Vector shifter = broadcast(12582912.0f); // 1.5·2²³: adding it rounds to an integer, which is in the low bits
+    const Vector shifter = broadcast(12582912.0f); // 1.5·2²³: adding it rounds to an integer in the low bits
     const Integers none = reinterpret_cast<Integers>(shifter);
     size_t blocks = job.a.w.blocks, block = job.a.depth / blocks;
     const T* x = job.a.x + (first + row) * job.a.depth;
@@ -96,7 +96,7 @@ void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, siz
     for (size_t b = 0; b < blocks; ++b) {
         size_t at = first * blocks + b * count + row;
         float step = largest_magnitude(x, block) / kInt8Levels, inverse = 1.0f / step;
-        bool empty = !(step <= kLargest) || !(inverse <= kLargest); // also where all are zero, or nearly
+        bool empty = !(step <= kLargest) || !(inverse <= kLargest); // true too if all are (nearly) zero
         Vector total{};
         Integers whole_sum{};
         for (size_t k = 0; k < block; k += 16, x += 16) {

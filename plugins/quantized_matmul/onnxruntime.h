@@ -1,4 +1,4 @@
-// QuantizedMatMul for onnxruntime, with zero points, offsets or neither: packs weights, checks shapes, calls the CPU kernels.
+// QuantizedMatMul for onnxruntime, with zero points, offsets or neither: pack weights, check shapes, call kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -14,8 +14,8 @@ namespace lucid {
 
 using Panels = std::shared_ptr<const uint8_t>;
 
-// Returns a weight's panels, which all open sessions that read the weight share, such as those of prefill and decode. A
-// closed session's memory may be reused, so the key holds a hash of the weight's bytes beside their addresses.
+// Returns a weight's panels, shared by all open sessions that read the weight, such as those of prefill and decode. The
+// memory of a closed session may be reused, so the key contains a hash of the weight's bytes besides their addresses.
 inline Panels share_panels(const QuantizedWeight& w) {
     size_t scales = w.columns * w.blocks * w.scale_bytes;
     const std::pair<const uint8_t*, size_t> pieces[] = {{w.numbers, w.columns * w.blocks * w.block_bytes}, {w.scales, scales},
@@ -47,7 +47,7 @@ inline Panels share_panels(const QuantizedWeight& w) {
     return panels;
 }
 
-// S is the type of scales and offsets; Of is the operator's entry in the table: with zero points, offsets or neither.
+// S is the type of scales and offsets; Of is the operator's entry in the table, with zero points, offsets or neither.
 template <class T, class S, class Of>
 struct QuantizedMatMul : OperatorBase<T> {
     using Table = Of;
@@ -62,7 +62,7 @@ struct QuantizedMatMul : OperatorBase<T> {
         return index == In::X ? element_type<T>() : element_type<uint8_t>();
     }
 
-    // Packs the weight if it is constant and its shapes fit; compute refuses those that do not.
+    // Packs the weight if it is constant and its shapes are valid; compute reports an error for invalid ones.
     static Panels pack(const OrtApi& api, const OrtKernelInfo* info) {
         Input<uint8_t> inputs[3];
         for (size_t index = In::W; index < In::kCount; ++index) {
@@ -110,7 +110,7 @@ private:
         return w;
     }
 
-    // Whether there is a scale, and a zero point or an offset, for each block of each column.
+    // Returns whether each block of each column has a scale and, if required, a zero point or an offset.
     static bool fits(const QuantizedWeight& w, const Input<uint8_t>& scales, const Input<uint8_t>& moves) {
         if (scales.at(0) != w.columns || scales.at(1) != w.blocks) return false;
         if (!kHasZeros && !kHasOffsets) return true;

@@ -1,1 +1,1 @@
-"""Multiply a few rows by a weight without a packed copy of it; only the library of CPU kernels implements this."""
+"""Matrix product of a few rows and a weight that is not copied; only the library of CPU kernels implements it."""

@@ -1,4 +1,4 @@
-// Arguments of a product by a weight on the CPU. Tensors are contiguous; T is float or Half, W is T or Half.
+// Arguments of the CPU kernels for products with a weight. Tensors are contiguous; T is float or Half, W is T or Half.
 #pragma once
 
 #include "shared/cpu_types.h"
@@ -13,14 +13,14 @@ struct WeightMatMulArguments {
     size_t rows, depth, columns;
 };
 
-// Y + X · A · B with the A and B of the adapter that each batch row chooses.
+// Y + X · A · B, with A and B of each batch row's LoRA adapter.
 template <class T>
 struct AdapterMatMulArguments {
     const T* y; // [batch, tokens, columns]
     const T* x; // [batch, tokens, depth]
     const T* a; // [adapters, depth, rank]
     const T* b; // [adapters, rank, columns]
-    const int64_t* ids; // [batch]: each row's adapter; 0 for none
+    const int64_t* ids; // [batch]: each row's adapter; 0: none
     T* o;       // [batch, tokens, columns]
     size_t batch, tokens, depth, rank, columns;
 };

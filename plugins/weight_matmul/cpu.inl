@@ -1,33 +1,33 @@
 // The product of a few rows and a weight, which is read once and not copied.
 //
-// Vector lanes hold columns. kAtOnce rows of the weight are read from left to right side by side, so that memory serves a
-// few long streams. They are multiplied with R rows of X, whose sums are in a cache. Further groups of R rows find the
-// weight in a cache. Each group prefetches a share of the weight's next rows (small ones all), to keep memory busy.
+// Vector lanes hold columns. kAtOnce rows of the weight are read side by side, from left to right, as a few long streams
+// of memory. They are multiplied by R rows of X, whose sums are in a cache. For further groups of R rows of X, the
+// weight's rows are in a cache already. Each group prefetches a share of the next rows (small groups all of them).
 //
-// A sum is divided into parts of equally many rows of the weight. With few rows of X, a task is one part of all columns,
-// so that each thread reads one contiguous piece of the weight: memory delivers short pieces of rows slowly. If the sums
-// would not fit into a cache, a task is all parts of some columns.
+// Each sum is split into parts of equally many rows of the weight. With few rows of X, a task computes one part for all
+// columns, so that each thread reads one contiguous piece of the weight: reading short pieces of rows is slow. If the
+// sums would not fit into a cache, a task computes all parts for some columns.
 //
-// Every element is summed in one order for any number of rows, threads and columns per task: kDepth products (a block)
-// one after another in a new accumulator, then block by block, then part by part. The number of parts depends only on
-// the weight's shape. So a row's result does not depend on other rows.
+// Every element is summed in the same order for any number of rows, threads and columns per task: kDepth products (a
+// block) one after another in a new accumulator, then block by block, then part by part. The number of parts depends
+// only on the weight's shape. So a row's result does not depend on other rows.
 
 constexpr size_t kDepth = 64;                      // rows of the weight in a block
-constexpr size_t kAtOnce = 8;                      // rows of the weight that are read side by side; a divisor of kDepth
+constexpr size_t kAtOnce = 8;                      // rows of the weight read side by side; a divisor of kDepth
 constexpr size_t kNear = 8;                        // distance in vectors at which a row is prefetched into the L1 cache
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums fit into registers, with two vectors of columns
 constexpr size_t kMostTasks = 16;                  // per product
-constexpr size_t kTaskColumns = 704;               // fewest columns of a task (all / 4 if less): fewer are slow
-constexpr size_t kAlone = size_t{1} << 18;         // multiplications below which a second thread does not pay
-constexpr size_t kLeastParts = 4;                  // parts of a divided sum, at most; doubled for larger weights …
-constexpr size_t kPartElements = size_t{1} << 20;  // … as long as a part still has so many elements
-constexpr size_t kPartColumns = 16384;             // from so many columns on, rows are long enough without parts
-constexpr size_t kPartSums = 48 << 10;             // sums of a task that fit into a cache beside the weight
+constexpr size_t kTaskColumns = 704;               // fewest columns per task, or a quarter of all: fewer are slow
+constexpr size_t kAlone = size_t{1} << 18;         // multiplications below which a second thread does not pay off
+constexpr size_t kLeastParts = 4;                  // most parts of a sum; doubled, up to kMostTasks, as long as each
+constexpr size_t kPartElements = size_t{1} << 20;  // … part still has at least this many elements
+constexpr size_t kPartColumns = 16384;             // with this many columns, rows are long enough without parts
+constexpr size_t kPartSums = 48 << 10;             // largest number of sums that fit into a cache beside the weight
 
 inline size_t divided(size_t count, size_t by) { return (count + by - 1) / by; } // rounded up
 
-// How a product is divided: sums into `parts` of `height` rows of the weight, and the product into `tasks`, each of one part
-// and all columns, or of all parts and `width` columns.
+// How a product is split: the sums into `parts` of `height` rows of the weight, and the product into `tasks`, each for
+// one part and all columns, or for all parts and `width` columns.
 struct WeightMatMulPlan {
     size_t parts = 1, height, tasks = 1, width;
     bool by_part;
@@ -54,25 +54,25 @@ template <class T, class W>
 struct WeightMatMulJob {
     const WeightMatMulArguments<T, W>& a;
     const float* x; // [rows, depth] as floats
-    float* sums;    // [parts]: the sums of all rows and columns, if tasks are parts
+    float* sums;    // [parts][rows · padded columns], if each task computes one part
     WeightMatMulPlan plan;
 };
 
 // The sums of the current block, which start at zero, and the totals of all earlier blocks, to which they are added at the
-// block's end. For a group of rows, the sums of two vectors of columns are stored row by row, so that all sums that are in
-// registers at a time are contiguous.
+// block's end. In a group of rows, the sums of two vectors of columns are stored row by row, so that all sums that are
+// in registers at the same time are contiguous.
 struct WeightMatMulSums {
-    float *block, *total; // by groups of rows: [columns / 2 vectors][rows of the group][2 vectors]
-    size_t padded;        // columns, as whole vectors
-    bool begins, ends; // whether the rows to multiply are the first, the last of a block
-    bool is_first; // the first block: there are no sums before it
+    float *block, *total; // per group of rows: [columns / 2 vectors][rows of the group][2 vectors]
+    size_t padded;        // columns, rounded up to whole vectors
+    bool begins, ends; // whether the current rows of the weight are the first, or the last, of a block
+    bool is_first; // whether this is the first block, so that `total` has no values yet
 
     WeightMatMulSums from(size_t elements) const {
         return {block + elements, total + elements, padded, begins, ends, is_first};
     }
 };
 
-// Which of the weight's next rows to prefetch into the L2 cache: each group of rows of X prefetches some.
+// The share of the weight's next rows that a group of rows of X prefetches into the L2 cache.
 struct WeightMatMulAhead {
     size_t from, count;
 };
@@ -87,15 +87,15 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) sum[r][u] = sums.begins ? Vector{} : load(sums.block + (r * U + u) * kLanes);
-    constexpr bool kAll = R <= kMostRows / 2; // so small a group is usually the only one, and prefetches all rows
-    const W* ahead = w + depth * w_stride; // the next rows; those of this loop are in the L2 cache already
+    constexpr bool kAll = R <= kMostRows / 2; // a group this small is usually the only one, so it prefetches all rows
+    const W* ahead = w + depth * w_stride; // the next rows; those of this loop were prefetched before
     for (size_t t = 0; t < depth; ++t, w += w_stride, ahead += w_stride) {
         Vector weight[U];
         bool asks = kAll || t - next.from < next.count;
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
             weight[u] = widen(w + u * kLanes);
-            if constexpr (R > 2) { // fewer rows are bound by memory
+            if constexpr (R > 2) { // with fewer rows, the loop is memory-bound anyway
                 hold(weight[u]);
                 __builtin_prefetch(w + (kNear + u) * kLanes);
             }
@@ -127,13 +127,13 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
         }
 }
 
-// The same for R = `rows` up to kMostRows and columns that are a multiple of kLanes.
+// The same for R = `rows` up to kMostRows, and all columns, a multiple of kLanes.
 template <int R = kMostRows, class W>
 LUCID_INLINE void multiply_rows(size_t rows, WeightMatMulSums sums, const float* x, size_t x_stride, const W* w,
                                 size_t w_stride, size_t depth, size_t columns, WeightMatMulAhead next) {
     if constexpr (R > 0) {
         if (rows != R) return multiply_rows<R - 1>(rows, sums, x, x_stride, w, w_stride, depth, columns, next);
-        float factors[kAtOnce * R]; // contiguous, since there are not enough registers for an address per row
+        float factors[kAtOnce * R]; // contiguous: there are too few registers for an address per row
         for (size_t t = 0; t < depth; ++t)
             for (int r = 0; r < R; ++r) factors[t * R + r] = x[r * x_stride + t];
         size_t c = 0;
@@ -143,7 +143,7 @@ LUCID_INLINE void multiply_rows(size_t rows, WeightMatMulSums sums, const float*
     }
 }
 
-// Divides rows of X into groups of nearly the same size, at most kMostRows each: calls what(first row, end, group).
+// Divides the rows of X into groups of similar size, at most kMostRows each; calls what(first row, end, group).
 template <class What>
 LUCID_INLINE void in_row_groups(size_t rows, What what) {
     size_t groups = divided(rows, kMostRows), first = 0;
@@ -154,7 +154,7 @@ LUCID_INLINE void in_row_groups(size_t rows, What what) {
     }
 }
 
-// As multiply_rows, for any number of rows, from column `column` of the sums on.
+// As multiply_rows, for any number of rows, with sums starting at column `column`.
 template <class W>
 LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t column, const float* x, size_t x_stride,
                                   const W* w, size_t w_stride, size_t depth, size_t columns) {
@@ -166,7 +166,7 @@ LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t col
     });
 }
 
-// Converts the weight's last columns, which do not fill a vector, to float; the other lanes of `last` do not change.
+// Converts the weight's last columns, which do not fill a vector, to float; leaves the other lanes of `last` unchanged.
 template <class W>
 LUCID_INLINE void widen_last(float* last, const W* w, size_t w_stride, size_t depth, size_t columns) {
     for (size_t k = 0; k < depth; ++k)
@@ -180,7 +180,7 @@ void multiply_columns(size_t rows, WeightMatMulSums sums, const float* x, size_t
     size_t whole = columns / kLanes * kLanes;
     multiply_groups(rows, sums, 0, x, x_stride, w, w_stride, depth, whole);
     if (whole == columns) return;
-    widen_last(last, w + whole, w_stride, depth, columns - whole); // reading past the last row would leave the weight's memory
+    widen_last(last, w + whole, w_stride, depth, columns - whole); // no loads past the weight's end
     multiply_groups(rows, sums, whole, x, x_stride, last, kLanes, depth, kLanes);
 }
 
@@ -201,7 +201,7 @@ void multiply_part(const WeightMatMulJob<T, W>& job, size_t part, WeightMatMulSu
     }
 }
 
-// o[r][c] = Σ sums[part], part by part; the parts lie `size` elements apart.
+// o[r][c] = Σ sums[part], part by part; consecutive parts are `size` elements apart.
 template <class T>
 void write_sums(T* o, size_t o_stride, size_t rows, size_t columns, const float* sums, size_t parts, size_t size) {
     size_t whole = columns / kLanes * kLanes, padded = rounded_up(columns, kLanes);

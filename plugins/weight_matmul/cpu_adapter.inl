@@ -1,9 +1,9 @@
-// Y + X · A · B with the A and B of the adapter that each batch row chooses; both are read in place.
+// Y + X · A · B, with A and B of each batch row's LoRA adapter, which are read in place.
 //
-// A task is a batch row. Its sums do not depend on the other rows.
+// Each task computes one batch row, whose sums do not depend on other rows.
 
-constexpr size_t kRowsOfB = 4; // rows of B that are added to the sums at a time
-constexpr size_t kAloneAdapters = size_t{1} << 15; // multiplications below which a second thread does not pay
+constexpr size_t kRowsOfB = 4; // rows of B added to the sums at once
+constexpr size_t kAloneAdapters = size_t{1} << 15; // multiplications below which a second thread does not pay off
 
 // h = x · A
 template <class T>

@@ -1,17 +1,17 @@
-// The product of a few rows and a transposed weight, such as an output head that is tied to the embedding.
+// The product of a few rows and a transposed weight, such as an output head that shares its matrix with the embedding.
 //
-// Vector lanes hold elements of the depth: an element of the result is the product of two rows, and its sums stay in
-// one register. Each row of the weight is read from memory once; C of them are multiplied with R rows of X at a time.
-// Further rows of X find the rows of the weight in a cache.
+// Vector lanes run along the depth: an element of the result is the dot product of two rows, summed in one vector
+// register. Each row of the weight is read from memory once; C of them are multiplied by R rows of X at a time. For
+// further rows of X, the rows of the weight are in a cache already.
 //
-// Every element is summed in one order for any number of rows and threads: lane by lane, then the lanes by halves. A row's
-// result does not depend on other rows.
+// Every element is summed in the same order for any number of rows and threads: lane by lane, then the lanes by halves.
+// A row's result does not depend on other rows.
 
 constexpr int kMostRowsTransposed = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
 
 constexpr size_t kPage = 4096; // bytes
 
-// Rows of the weight to multiply with R rows of X at a time, so that sums fit into registers.
+// Returns how many rows of the weight to multiply by R rows of X at a time, so that the sums fit into registers.
 constexpr int rows_of_weight(int R) {
     if (R == 1) return 4;
     if (R == 2) return kLanes == 16 ? 8 : 4;
@@ -22,7 +22,7 @@ constexpr int rows_of_weight(int R) {
 template <class T, class W>
 struct TransposedJob {
     const WeightMatMulArguments<T, W>& a;
-    const float* x;  // [rows, x_stride], zeros after the depth
+    const float* x;  // [rows, x_stride], padded with zeros
     size_t x_stride;
     size_t width;    // rows of the weight per task
 };
@@ -52,7 +52,7 @@ LUCID_INLINE void multiply_pair(T* o, size_t o_stride, const float* x, size_t x_
         }
         add(x + k, weight);
     }
-    if (whole < depth) { // what follows a row belongs to the next one, or is outside the weight
+    if (whole < depth) { // a vector load would read from the next row, or past the weight's end
 #pragma GCC unroll 16
         for (int c = 0; c < C; ++c) {
             weight[c] = Vector{};
@@ -75,7 +75,7 @@ LUCID_INLINE void multiply_transposed(size_t rows, size_t columns, T* o, size_t 
             multiply_transposed<R - 1>(rows, columns, o, o_stride, x, x_stride, w, depth);
         } else {
             constexpr int C = rows_of_weight(R);
-            // Short rows are read one by one: of several read side by side in one page, the processor prefetches none.
+            // Short rows are read one by one: of several streams within one page, the hardware prefetches none.
             bool short_rows = R == 1 && depth * sizeof(W) <= kPage;
             size_t c = 0;
             for (; c + C <= columns && !short_rows; c += C) multiply_pair<R, C>(o + c, o_stride, x, x_stride, w + c * depth, depth);
@@ -90,7 +90,7 @@ void transposed_task(void* data, size_t index) {
     const WeightMatMulArguments<T, W>& a = job.a;
     size_t first = index * job.width, columns = std::min(job.width, a.columns - first);
     size_t groups = (a.rows + kMostRowsTransposed - 1) / kMostRowsTransposed;
-    // One group goes through all of a task's rows of the weight; several groups take turns on as many as a cache holds.
+    // A single group processes all of the task's weight rows; several take turns on as many as fit into a cache.
     size_t step = groups == 1 ? columns : std::max<size_t>(24, (size_t{1} << 15) / std::max<size_t>(a.depth, 1));
     for (size_t c = 0; c < columns; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {
@@ -101,7 +101,7 @@ void transposed_task(void* data, size_t index) {
         }
 }
 
-// The arguments' `w` is [columns, depth].
+// Multiplies by a transposed weight: `a.w` is [columns, depth].
 template <class T, class W>
 void weight_matmul_transposed(const WeightMatMulArguments<T, W>& a, const Pool& pool) {
     if (a.rows == 0 || a.columns == 0) return;

@@ -42,7 +42,7 @@ private:
     }
 };
 
-// Y + X · A · B with the A and B of each batch row.
+// Y + X · A · B, with A and B of each batch row's LoRA adapter.
 template <class T>
 struct AdapterMatMul : OperatorBase<T> {
     using Table = table::AdapterMatMul;

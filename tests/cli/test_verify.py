@@ -139,4 +139,4 @@ def test_a_damaged_file_ends_the_verification_and_is_in_the_json(example, tmp_pa
     assert (data["passed"], data["hashes_checked"]) == (False, True)
     outcomes = {check["name"]: check["outcome"] for check in data["checks"]}
     assert outcomes["files"] == "failed" and outcomes["tensors"] == outcomes["weights"] == "not done"
-    assert "tensors, free generation, causes: a check before it failed" in " ".join(result.stdout.split())
+    assert "tensors, free generation, causes: an earlier check failed" in " ".join(result.stdout.split())

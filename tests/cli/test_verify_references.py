@@ -53,7 +53,7 @@ def test_bad_input_is_one_message(example: tuple[Path, Path, Path], tmp_path: Pa
     (tmp_path / "cut.safetensors").write_bytes(right.read_bytes()[:2000])
     for arguments, words in (
         (["--golden", tmp_path / "none.safetensors"], "There is no golden file"),
-        (["--golden", tmp_path / "cut.safetensors"], "is no whole safetensors file"),
+        (["--golden", tmp_path / "cut.safetensors"], "is not a valid safetensors file"),
     ):
         result = run(artifact, *arguments)
         assert result.exit_code == 2 and words in message(result), result.output

@@ -177,7 +177,7 @@ def test_unknown_adapters_are_refused(made: dict[str, Any], exported: Any) -> No
     with pytest.raises(LucidError, match="no adapter 'three'; there are base, one, two"):
         session.adapter_id("three")
     for wrong in (3, -1, 4):
-        with pytest.raises(LucidError, match="the model knows 0 for base, 1 for one, 2 for two"):
+        with pytest.raises(LucidError, match="the model has 0 for base, 1 for one, 2 for two"):
             session.prefill(IDS, session.empty_cache(3, np.array([0, 1, wrong])))
     with pytest.raises(LucidError, match="has no adapters, so there is no 'one'"):
         open_session(exported()[1], adapter="one")

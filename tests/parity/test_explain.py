@@ -62,7 +62,7 @@ def test_a_fault_between_the_layers_is_said_to_be_there(model, targets):
     )
     report = replace(report, explanation=found)
     assert not report.passed and found.origin is None
-    assert "what connects calls (the cache, masks, positions) is wrong" in report.cause()
+    assert "what is passed between calls (the cache, masks, positions) is wrong" in report.cause()
 
 
 # What it says
@@ -83,7 +83,7 @@ def test_the_origin_is_the_first_part_that_is_wrong_by_itself():
 
 def test_without_an_origin_the_connections_are_suspected():
     found = Explanation(("random",), (finding(0, 0), finding(0, 1)))
-    assert "what connects calls" in found.sentence(failed=True)
+    assert "what is passed between calls" in found.sentence(failed=True)
     assert "could be judged" not in found.sentence(failed=True)
     assert found.sentence(failed=False) == ""
     assert found.sentence(False, unproven=True) == "On the reference's own inputs every layer stays within its gate."

@@ -93,7 +93,7 @@ RULE |= {"scale": 1.0}  # type: ignore[dict-item]
         (precondition, SOLVE, {"k_past": zeros(3, 5), "y_past": zeros(3, 5)}, "must both be"),
         (precondition, SOLVE, {"mask": BAD_MASK}, "mask must be"),
         (precondition, SOLVE, {"implementation": "fast"}, "implementation must be one of"),
-        (decode_attention, DECODE, {"y": THREE}, "k and y must have one shape"),
+        (decode_attention, DECODE, {"y": THREE}, "k and y must have the same shape"),
         (decode_attention, DECODE, {"k_new": TWO}, "as many new tokens"),
         (decode_attention, DECODE, {"q": torch.zeros(1, 2, 1, 5)}, "q must be"),
         (decode_attention, DECODE, {"mask": BAD_MASK}, "mask must be"),

@@ -1,4 +1,4 @@
-"""What this onnxruntime and this processor can compute: versions that are refused, and the library of kernels."""
+"""Check onnxruntime's version, and choose the library of kernels for this processor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lucid_deploy.errors import LucidError
 # Attention of 1.23.0 pairs grouped heads wrongly: errors are as large as the logits. Older versions lack opset 23.
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
-_FLOAT8 = (1, 24)  # the oldest version tried whose Python API returns FP8 tensors to NumPy; 1.23.2 was not tried
+_FLOAT8 = (1, 24)  # the oldest tested version whose Python API returns FP8 tensors to NumPy; 1.23.2 was not tested
 _MULTIPLIES = ("avx512", "avx2")  # kernels that multiply float weights fast; times in docs/performance.md
 
 
@@ -46,14 +46,14 @@ def check_version(version: str, artifact: Artifact) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the first three numbers of a version; custom builds add words after them."""
+    """Return the first three numbers of a version; custom builds append words to them."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
-    """Return the library of kernels to register with a session; None: the graph runs without one.
+    """Return the library of kernels to register with a session; None if the graph runs without one.
 
-    onnxruntime prefers a registered operator to the model's function of the same name, so both may be there.
+    The graph may keep its functions: onnxruntime prefers a registered operator to a function of the same name.
     """
     if provider != "cpu":
         if kernels == "library":
@@ -76,7 +76,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether the library multiplies by float weights: only where its kernels are faster than onnxruntime."""
+    """Return whether the library should multiply by float weights: its kernels here are faster than onnxruntime's."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES
@@ -90,7 +90,7 @@ def multiplies_in_blocks(library: Path | None) -> bool:
 
 
 def describe_kernels() -> dict[str, str | None]:
-    """Say for ``inspect`` which kernels ``auto`` chooses on this machine, or why the library cannot be used."""
+    """Report for ``inspect`` which kernels ``auto`` chooses on this machine, or why the library cannot be used."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library, kernels_name
 
     facts: dict[str, str | None] = {"auto": "functions", "library": None, "instructions": None, "problem": None}

@@ -1,4 +1,4 @@
-"""What all graphs on the CPU share: tensors that use numpy's memory, and one arena.
+"""Tensors that share numpy's memory, and one memory arena for all graphs on the CPU.
 
 By default each session of onnxruntime has its own arena, a pool that keeps all memory it has ever allocated. The
 decode graph could not use the prefill graph's arena, and would allocate as much again for the same cache.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _lock = threading.Lock()
-_keeper: ort.InferenceSession | None = None  # made with the arena, which lives as long as the process
+_keeper: ort.InferenceSession | None = None  # created with the arena; both live as long as the process
 _KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float[1] y) { y = Neg(x) }'
 
 
@@ -51,7 +51,7 @@ def release_arena() -> None:
 
 
 def _the_keeper() -> ort.InferenceSession:
-    """Make the arena once; return the session that owns its first region, which is small and never released."""
+    """Create the arena once; return the session that owns its first region, which is small and never released."""
     global _keeper
     with _lock:
         if _keeper is None:

@@ -22,7 +22,7 @@ _NUMPY_TYPES: dict[str, Any] = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int8)": np.int8,
-    "tensor(float8e4m3fn)": np.uint8,  # codes
+    "tensor(float8e4m3fn)": np.uint8,  # the codes' bytes
 }
 _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
@@ -30,8 +30,8 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 class OrtLayers(Layers):
     """Run a session's graphs with outputs for what layers compute and, if residuals are given, inputs for them.
 
-    If onnxruntime reads weights where the artifact's file is mapped, a graph takes 1 to 4 MB, and all graphs that were
-    run stay loaded. If it copies weights (to another type, layout or device), only the last graph stays loaded.
+    If onnxruntime reads weights from the mapped artifact file, a graph takes 1 to 4 MB, and all graphs that were run
+    stay loaded. If it copies weights (to another type, layout or device), only the last graph stays loaded.
     """
 
     def __init__(self, session: OrtSession) -> None:
@@ -62,7 +62,7 @@ class OrtLayers(Layers):
         named = {name: np.ascontiguousarray(feed[name], dtype=_NUMPY_TYPES[kind]) for name, kind in kinds.items()}
         names = [output.name for output in session.get_outputs()]
         values = {name: ort_value(array, _OTHER_TYPES.get(kinds[name])) for name, array in named.items()}
-        results = session.run_with_ort_values(names, values)  # results may lie in inputs' memory: hence copies
+        results = session.run_with_ort_values(names, values)  # copied below, since results may share memory with inputs
         found = {name: value.numpy().copy() for name, value in zip(names, results, strict=True)}
         found["logits"] = tokens.last_logits(found["logits"])
         return self._states(found, slice(cached, None))

@@ -1,6 +1,6 @@
-"""onnxruntime's execution providers: choose one for a session, and check that the session runs with it.
+"""Choose onnxruntime's execution provider for a session, and check that the session runs with it.
 
-onnxruntime falls back to the CPU when a provider does not start. Here that is an error.
+If a provider does not start, onnxruntime falls back to the CPU; this module raises an error instead.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class ProviderPlan:
 def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
     """Return how a provider runs a stage.
 
-    The TensorRT providers get the default profile of ``lucid-deploy build``, so that no new shape makes them build
-    again, and keep what they built or compiled in the artifact's folder. For ``tensorrt``, a graph with operators of
+    The TensorRT providers get the default profile of ``lucid-deploy build``, so that no new shape makes them rebuild
+    an engine, and cache their engines and kernels in the artifact's folder. For ``tensorrt``, a graph with operators of
     our plugin library is copied, and the operators get the domain that onnxruntime expects. The plugins are
     registered with TensorRT here, because onnxruntime only opens the library, and only logs a failure.
     """
@@ -85,7 +85,7 @@ def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str)
 
 
 def provider_folder(artifact: Artifact, provider: str, library: Path | None = None) -> Path:
-    """Return the folder of a provider's files for this artifact and plugin library; create it if it is not there."""
+    """Return the folder of a provider's files for this artifact and plugin library; create it if it is missing."""
     from lucid_deploy.runtimes.tensorrt.manifest import FOLDER, file_facts, source_hashes
 
     facts = {**source_hashes(artifact), "plugin": file_facts(library)["sha256"] if library is not None else None}
@@ -102,7 +102,7 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
     """Write a copy of a stage's graph in which TensorRT finds our plugins, replacing an older one; return its path.
 
     In the original, onnxruntime inlines the functions, loops included, before a provider sees them. Files with weights
-    are copied beside the graph if they are not there: onnxruntime and TensorRT read external data only from there.
+    are copied beside the graph unless they exist: onnxruntime and TensorRT read external data only from there.
     """
     from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
 
@@ -126,8 +126,8 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
 
 def _unwritable(folder: Path, error: OSError) -> LucidError:
     return LucidError(
-        f"onnxruntime's TensorRT providers keep graphs and engines in {folder}, which cannot be written "
-        f"({error.strerror or error}). Copy the artifact to where you may write, or run with --provider cuda."
+        f"onnxruntime's TensorRT providers store graphs and engines in {folder}, which cannot be written "
+        f"({error.strerror or error}). Copy the artifact to a writable folder, or run with --provider cuda."
     )
 
 
@@ -160,8 +160,8 @@ def choose_provider(
 ) -> list[Any]:
     """Return the argument ``providers`` of an inference session.
 
-    Nodes that the chosen provider does not take run on the CPU or, with ``tensorrt``, on CUDA if possible. A provider
-    from a package of its own is added to the session ``options`` instead, and the list is empty.
+    Nodes that the chosen provider does not support run on the CPU or, with ``tensorrt``, on CUDA if possible. One that
+    has its own package is added to the session ``options`` instead; the list is empty then.
     """
     if name == "cpu":
         return [CPU]
@@ -211,7 +211,7 @@ def check_chosen(ort: Any, session: Any, name: str) -> None:
     provider = _KNOWN[name][0]
     if provider not in session.get_providers():
         raise LucidError(
-            f"{provider} does not start, and onnxruntime {ort.__version__} went on with "
+            f"{provider} does not start, and onnxruntime {ort.__version__} fell back to "
             f"{', '.join(session.get_providers())}. The provider needs an NVIDIA GPU, its driver, and the CUDA and "
             "cuDNN or TensorRT libraries of the versions onnxruntime was built with; lines above say what is missing."
         )

@@ -1,4 +1,4 @@
-"""The exported graphs in onnxruntime, behind the session interface. Imports no torch."""
+"""Sessions that run exported graphs in onnxruntime. Imports no torch."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class OrtSession(ArtifactSession[Any]):
         self.reads_stored_cache = self.cache_dtype == self.dtype
         self._sums_alike = False
         self._watch = ArtifactWatch(artifact)
-        self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
+        self._weights: dict[str, dict[str, Any]] = {}  # onnxruntime's sessions read them, so they must live as long
         if self.provider == "cpu":
             self._files = _map_weights(artifact)
             self._weights = _shared_weights(ort, artifact, self._files)
-            release_arena()  # returns what earlier sessions have left
+            release_arena()  # returns memory that earlier sessions no longer use
         self._graphs = {stage: self._load(stage) for stage in STAGES}
         self._output_names = [output.name for output in manifest.graphs["decode"].outputs]
 
@@ -99,7 +99,7 @@ class OrtSession(ArtifactSession[Any]):
 
     @property
     def _sums_for_each_token(self) -> bool:
-        """Whether a token's sums are computed in one order, however many tokens run in the same call."""
+        """Whether a token's sums are computed in the same order however many tokens run in the same call."""
         # The library's kernels sum in one order. Exceptions are rings, which begin at any token, states, which are
         # computed in chunks, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
@@ -139,7 +139,7 @@ class OrtSession(ArtifactSession[Any]):
         return session
 
     def load_cut(self, stage: str, cut: bool) -> ort.InferenceSession:
-        """Load a graph with outputs for what layers compute, and with ``cut`` inputs for layers and final norm."""
+        """Load a graph that also outputs what layers compute; with ``cut`` it has inputs for layers and final norm."""
         import onnx
 
         from lucid_deploy.runtimes.passes.cut_layers import cut_layers
@@ -150,7 +150,7 @@ class OrtSession(ArtifactSession[Any]):
         if self.provider == "cpu":
             self._change(model, stage)
         options = self._options(stage)
-        if self.quantization is None:  # one run is not worth a packed copy
+        if self.quantization is None:  # packed copies would cost more than they save in one run
             options.add_session_config_entry("session.disable_prepacking", "1")
         follow_links(model, self._artifact.directory)
         return self._open(model.SerializeToString(), self._artifact.graph_path(stage), options, None)
@@ -160,7 +160,7 @@ class OrtSession(ArtifactSession[Any]):
         options.log_severity_level = 4 if self.provider == "cpu" else 3  # errors on the CPU are raised as well
         if (threads := self.options.thread_count) is not None:
             options.intra_op_num_threads = threads
-        if self.quantization is not None:  # for DequantizeLinear and MatMul, which onnxruntime fuses
+        if self.quantization is not None:  # onnxruntime fuses DequantizeLinear and MatMul to MatMulNBits
             level = "4" if self.quantization.activations == "int8" else "0"
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         for name, value in self._weights.get(stage, {}).items():
@@ -172,7 +172,7 @@ class OrtSession(ArtifactSession[Any]):
     def _open(
         self, graph: bytes | None, path: Path, options: ort.SessionOptions, plan: ProviderPlan | None
     ) -> ort.InferenceSession:
-        """Load a graph, or the file if ``graph`` is None, with the provider and without onnxruntime's fallback."""
+        """Load a serialized graph, or the file if ``graph`` is None, in the provider, without fallback to another."""
         index = device_index(self.options.device)
         providers = choose_provider(self._ort, options, self._artifact, self.provider, index, plan)
         if graph is not None:
@@ -191,7 +191,7 @@ class OrtSession(ArtifactSession[Any]):
         return session
 
     def _changed_graph(self, stage: str) -> bytes | None:
-        """Return a stage's graph, serialized, with changes that it needs to run, or run fast; None: load the file."""
+        """Return a stage's graph, serialized, after the passes for onnxruntime; None: load the unchanged file."""
         if self.provider != "cpu":
             return None
         if stage == _SHARED:
@@ -204,7 +204,7 @@ class OrtSession(ArtifactSession[Any]):
         return model.SerializeToString() if is_changed else None
 
     def _changed(self, stage: str) -> tuple[onnx.ModelProto, bool]:
-        """Return a copy of a stage's graph with its changes, and whether there are any."""
+        """Return a copy of a stage's graph after the passes, and whether they changed it."""
         import onnx
 
         model = onnx.ModelProto()
@@ -214,7 +214,7 @@ class OrtSession(ArtifactSession[Any]):
         return model, changed
 
     def _change(self, model: onnx.ModelProto, stage: str) -> bool:
-        """Change a stage's graph so that it runs, or runs fast; return whether it was changed."""
+        """Run the passes that a stage's graph needs to run at all, or fast; return whether they changed it."""
         from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
 
         few, changed = stage != "prefill", False
@@ -269,7 +269,7 @@ class OrtSession(ArtifactSession[Any]):
 
 
 class StaticOrtSession(StaticSession, OrtSession):
-    """As :class:`OrtSession`, for graphs with a static cache, which write new rows into its buffers in place."""
+    """An :class:`OrtSession` for graphs with a static cache, which write new rows into its buffers in place."""
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
         values = [tuple(map(self._ort.OrtValue.ortvalue_from_numpy, layer)) for layer in layers]
@@ -307,7 +307,7 @@ class StaticOrtSession(StaticSession, OrtSession):
     def run_bound(self, binding: BoundStep) -> Array:
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
-        logits: Array = bound.get_outputs()[0].numpy()  # not copied: that took an eighth of a step of 16 rows
+        logits: Array = bound.get_outputs()[0].numpy()  # not copied: a copy took 1/8 of the time of a step of 16 rows
         bound.bind_output("logits")  # else each binding keeps its logits; a server has a binding per step size
         binding.copy_back()
         return logits
@@ -330,7 +330,7 @@ class StaticOrtSession(StaticSession, OrtSession):
 
 
 def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
-    """Map the files of weights copy-on-write, so that nothing can change the files."""
+    """Map the weight files copy-on-write, so that no write can change the files."""
     mapped = {}
     for name in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
         with artifact.path(name).open("rb") as file:
@@ -341,7 +341,7 @@ def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
 def _shared_weights(ort: Any, artifact: Artifact, mapped: dict[str, mmap.mmap]) -> dict[str, dict[str, Any]]:
     """Return each graph's weights, except 4-bit integers, as onnxruntime tensors on one mapping of their files.
 
-    E2M1 is copied, widened to E4M3. Left to itself, onnxruntime maps (or copies) the file once for each session.
+    E2M1 weights are converted to E4M3 copies. By default, onnxruntime maps (or copies) the file once per session.
     """
     import onnx
 

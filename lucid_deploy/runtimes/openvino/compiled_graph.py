@@ -1,4 +1,4 @@
-"""Graphs compiled by OpenVINO, and the one place where it is imported."""
+"""Graphs compiled by OpenVINO. Only this module imports it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO, with telemetry disabled unless the program has imported it or its telemetry package before."""
+    """Import OpenVINO with telemetry disabled, unless the program has already imported it or its telemetry package."""
     hidden = not {"openvino", _TELEMETRY} & sys.modules.keys()
     if hidden:
-        sys.modules[_TELEMETRY] = cast(ModuleType, None)  # as if it were not installed: OpenVINO then uses a stub
+        sys.modules[_TELEMETRY] = cast(ModuleType, None)  # makes its import fail; OpenVINO then uses a stub
     try:
         import openvino
     finally:
@@ -55,7 +55,7 @@ def compile_settings(threads: int | None) -> dict[str, Any]:
     The precision hint and the group size 0 keep OpenVINO from rounding values to bfloat16, where the processor has it,
     and inputs of quantized layers to 8 bits. Snippets, its compiler of elementwise operators, is off: in 2026.4.0 and
     2026.4.1 the third of three prompts of 33 to 64 tokens, each longer than the one before, got values of the last
-    layer that were wrong by any factor, without an error. Snippets saves no time in these graphs.
+    layer that were arbitrarily wrong, without an error. Snippets saves no time in these graphs.
     """
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -71,8 +71,8 @@ def compile_settings(threads: int | None) -> dict[str, Any]:
 def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None:
     """Run a request once on the feed's arrays, without copying them; its tensors then hold the outputs.
 
-    ``infer`` would return as if nothing had happened when an operator finds no memory (OpenVINO 2026.4.1), and the
-    tensors would hold what an earlier run put out. Waiting raises the error.
+    ``infer`` returns without an error when an operator cannot allocate memory (OpenVINO 2026.4.1), and leaves the
+    outputs of an earlier run in the tensors. ``wait`` raises the error.
     """
     try:
         request.start_async(dict(feed), share_inputs=True)
@@ -102,7 +102,7 @@ class CompiledGraph:
         self._failed = False
 
     def new_request(self) -> openvino.InferRequest:
-        """Return another request, with tensors of its own."""
+        """Return another inference request, with tensors of its own."""
         if self._failed:
             self._compile()
         return self._compiled.create_infer_request()
@@ -118,8 +118,8 @@ class CompiledGraph:
     def run(self, feed: dict[str, Array]) -> list[Array]:
         """Run once; return the outputs in the manifest's order, each in memory of its own.
 
-        Threads take turns: the request has one set of tensors, and OpenVINO lets another thread's run write them before
-        they are copied, without an error.
+        A lock serializes threads: the request has one set of tensors, and OpenVINO would silently let another thread's
+        run overwrite them before they are copied.
         """
         with self._lock:
             if self._failed:

@@ -1,4 +1,4 @@
-"""The inlined graphs in OpenVINO, behind the session interface. Imports no torch."""
+"""Sessions that run inlined graphs in OpenVINO. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lucid_deploy.runtimes.session import Array, NewTokens
 
 
 class OpenVinoSession(ArtifactSession[Array]):
-    """Runs an artifact's graphs; the cache consists of numpy arrays.
+    """A session that runs an artifact's graphs; the cache consists of numpy arrays.
 
     Args:
-        artifact: An artifact whose graphs have no functions.
+        artifact: An artifact with inlined graphs.
         options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
     """
 
@@ -45,7 +45,7 @@ class OpenVinoSession(ArtifactSession[Array]):
 
 
 class StaticOpenVinoSession(StaticSession, OpenVinoSession):
-    """As :class:`OpenVinoSession`, for graphs with a static cache, exported with ``--opset 23``.
+    """An :class:`OpenVinoSession` for graphs with a static cache, exported with ``--opset 23``.
 
     OpenVINO writes to separate output arrays, from which new rows are copied into the caller's buffers.
     """
@@ -71,7 +71,7 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
         try:
             self._graphs["decode"].run_request(request, {})
         except RuntimeError:
-            self._bound = None  # the next step is bound again, to the recompiled graph
+            self._bound = None  # the next step must be bound to the recompiled graph
             raise
         logits: Array = request.get_tensor("logits").data.copy()
         rows = np.arange(len(length))

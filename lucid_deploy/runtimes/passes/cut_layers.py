@@ -1,4 +1,4 @@
-"""Add outputs that show a graph's residual stream and V and, to run layers one by one, inputs for each layer."""
+"""Add a graph's residual stream and V to its outputs and, to run layers one by one, add inputs for each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 RESIDUAL = "residual.{}"  # output: the residual stream after the embedding (0) and after layer i (i + 1)
 GIVEN = "given.{}"  # input, with cut: what layer i reads; with i = number of layers, what the final norm reads
 VALUES = "values.{}"  # output: V of the new tokens in the i-th layer that solves, before the solve
-# Which input of an operator is V.
+# The index of V among an operator's inputs.
 VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"), (DECODE_ATTENTION, "V_new"))}
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _FINAL_NORM = "model.norm.weight"

@@ -1,4 +1,4 @@
-"""Helpers of the passes over ``onnx.ModelProto``: find nodes, read attributes, list what is read, remove nodes."""
+"""Helpers for passes over ``onnx.ModelProto``: find nodes, read attributes, list uses of values, remove nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import helper
 
 
 def nodes_of(graph: onnx.GraphProto, domain: str, operator: str) -> list[onnx.NodeProto]:
-    """Return the nodes of one operator, without those in branches and loops."""
+    """Return the nodes of one operator in the main graph, without those in branches and loops."""
     return [node for node in graph.node if (node.domain, node.op_type) == (domain, operator)]
 
 
@@ -38,7 +38,7 @@ def read_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def remove_unread(graph: onnx.GraphProto, candidates: Iterable[onnx.NodeProto]) -> None:
-    """Remove the candidates whose results nothing reads any more; list a node after the candidates that read it."""
+    """Remove candidates whose results nothing reads; in ``candidates``, a node must follow the nodes that read it."""
     read = Counter(read_names(graph))
     for node in candidates:
         if node in graph.node and not any(read[name] for name in node.output):

@@ -1,4 +1,4 @@
-"""Let our library of CPU kernels compute what onnxruntime could compute too, but more slowly.
+"""Replace nodes that onnxruntime computes more slowly by operators of our library of CPU kernels.
 
 ===================================================  ==================================================
 in the file                                          in memory
@@ -64,7 +64,7 @@ _BY = {  # an operator's replacement for a weight of its own type, and for a flo
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
     "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
 }
-_WITH_OFFSETS = {  # a MatMul's replacement that also adds offsets, and the operator that multiplies offsets in the file
+_WITH_OFFSETS = {  # a product's replacement that also adds offsets, and the file's operator that multiplies by offsets
     QUANTIZED_MATMUL.name: (QUANTIZED_MATMUL_OFFSETS, "MatMul"),
     QUANTIZED_EXPERT_MATMUL.name: (QUANTIZED_EXPERT_MATMUL_OFFSETS, EXPERT_MATMUL.name),
 }
@@ -73,9 +73,9 @@ _BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # block sizes of the library: multipl
 
 
 def use_growing_attention(model: onnx.ModelProto) -> bool:
-    """Let attention write the grown cache too, on all threads; return whether a node was changed.
+    """Let attention also write the extended cache, on all threads; return whether a node was changed.
 
-    onnxruntime's ``Concat`` copies on one thread, and reads again what attention has just read.
+    onnxruntime's ``Concat`` copies on one thread, and reads the cache again that attention has just read.
 
     Result: a node is changed if its new rows are appended to the cache unconverted, and nothing else in the graph reads
     the new rows of Y or the grown K; static caches and those stored in another type stay as they were.
@@ -104,14 +104,14 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
 
 
 def use_cached_attention(model: onnx.ModelProto) -> bool:
-    """Let the library compute standard attention of one token; return whether it does.
+    """Let the library compute standard attention of one query token; return whether a node was changed.
 
-    onnxruntime's operator multiplies by all rows of a static cache's buffers, also by those that no token has filled.
+    onnxruntime's operator multiplies by all rows of a static cache's buffers, unused ones included.
 
-    Result: ``Attention`` nodes are changed that have one query per head, a mask ``(batch, 1, 1, tokens)``, values as
-    wide as keys, the scale 1/√d, and K and V made by joining the cache and the new row; others stay. The new nodes read
-    cache and new row apart, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it
-    is stored. In a float16 model the casts around the node are removed: the library computes float16 in float32.
+    Result: ``Attention`` nodes with one query per head, a mask ``(batch, 1, 1, tokens)``, values as wide as keys, the
+    scale 1/√d, and K and V made by joining the cache and the new row are changed. The new nodes read cache and new row
+    separately, so that :mod:`~lucid_deploy.runtimes.passes.stored_cache` can let them read the cache as it is stored.
+    In a float16 model the casts around the node are removed: the library computes float16 in float32.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -194,7 +194,7 @@ def _mask_with_new(node: onnx.NodeProto | None, makers: dict[str, onnx.NodeProto
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights, which it reads in the file's layout; return whether a node was changed.
+    """Let the library multiply by float weights, in the file's layout; return whether a node was changed.
 
     onnxruntime's MatMul is made for many rows, needs a packed copy of the weight, and converts float16 weights to
     float32 when the graph is loaded. Decoding, in batches too, and verifying drafts have few rows.
@@ -229,10 +229,10 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_adapter_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library add each row's adapter without copying the adapter's matrices; return whether it does.
+    """Let the library apply each row's adapter without copying its matrices; return whether a node was changed.
 
     Result: where ``Add(Y, MatMul(MatMul(X, Gather(A, ids)), Gather(B, ids)))`` reads A and B among the initializers,
-    and nothing else reads the values between, one node computes this; rows without an adapter then cost nothing.
+    and nothing else reads the intermediate values, one node computes this, and skips rows without an adapter.
     """
     graph = model.graph
     stacked = {each.name for each in graph.initializer if len(each.dims) == 3 and each.data_type in _FLOATS}
@@ -261,10 +261,10 @@ def use_adapter_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights quantized in blocks, with inputs rounded to 8 bits; return whether it does.
+    """Let the library multiply inputs rounded to int8 by block-quantized weights; return whether a node was changed.
 
     All graphs share one packed copy of a weight, while onnxruntime makes one for each graph; and multiplying many rows
-    takes half of the time.
+    takes half the time.
 
     Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed. The
     new nodes also add the offsets, for which the file has a second matrix multiplication.
@@ -303,7 +303,7 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
 
 
 def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
-    """Let one node also add the blocks' offsets; in the file a second one multiplies offsets by sums of X's blocks.
+    """Let products also add the blocks' offsets, which the file does in a second product with sums of X's blocks.
 
     ``tensors`` are those of :func:`_stored`. Returns whether a node was changed.
     """

@@ -1,4 +1,4 @@
-"""Let onnxruntime's own operators compute rotary embeddings in one node, and read weights in NVFP4."""
+"""Rewrite graphs for onnxruntime's own operators: rotary embeddings in one node, and NVFP4 weights as E4M3."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _HEADS_AXIS = "axis_of_heads"
 
 
 def use_rotary_embedding(model: onnx.ModelProto) -> bool:
-    """Let one node rotate queries or keys, where the file has eight; return whether one does.
+    """Replace the eight nodes of each rotary embedding by one ``RotaryEmbedding``; return whether any were replaced.
 
-    In a step of one token, the overhead per node is a large part of the time.
+    When one token is decoded, the overhead per node is a large part of the time.
 
     Result: ``Concat(a · cos − b · sin, b · cos + a · sin)`` with ``a, b = Split(X)`` becomes
     ``RotaryEmbedding(X, cos, sin)``, where cos and sin are ``(batch, 1, tokens, width / 2)``.
@@ -51,7 +51,7 @@ def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     return bool(squeezed)
 
 
-# E4M3 has every value of E2M1; this is each value's code in E4M3, by its code in E2M1.
+# E4M3 has every value of E2M1; this table maps each E2M1 code to the E4M3 code of the same value.
 _CODES = np.array([np.flatnonzero((value == E4M3) & (np.signbit(value) == np.signbit(E4M3)))[0] for value in E2M1])
 _CODES = _CODES.astype(np.uint8)
 

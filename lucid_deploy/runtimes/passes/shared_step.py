@@ -1,4 +1,4 @@
-"""Join the prefill and the decode graph into one that runs a piece of a prompt beside a token of every running row.
+"""Join the prefill and the decode graph into one that runs a chunk of a prompt and a decode step of other rows.
 
 Quantized weights are read once for both. Attention stays as it is in each graph; multiplications by weights, norms,
 activations and residual sums run once for all tokens, the prompt's before the rows':
@@ -127,7 +127,7 @@ class _Joining:
         return self._pairs[name].output[0] if name in self._pairs else None
 
     def _key(self, node: onnx.NodeProto, names: list[str | None]) -> tuple[Any, ...] | None:
-        """Return a key, equal for nodes that may form a pair; X of a MatMul or norm is not in it. None: no pair."""
+        """Return a key that two nodes of a pair share; it omits the input X of a MatMul or norm. None: never a pair."""
         operator = node.domain, node.op_type
         attributes = sorted(each.SerializeToString() for each in node.attribute)
         if operator in _WITH_WEIGHTS and self._common.issuperset(node.input[1:]):
@@ -190,7 +190,7 @@ def _pair_of_sizes(tensor: onnx.TensorProto) -> tuple[int, int] | None:
 
 
 def _concatenate(name: str, rows: str) -> list[onnx.NodeProto]:
-    """Return nodes that join ``(1, N, C)`` and ``(B, 1, C)``."""
+    """Return nodes that concatenate ``(1, N, C)`` and ``(B, 1, C)`` to ``(1, N + B, C)``."""
     turned = f"{rows}.turned"
     return [
         helper.make_node("Transpose", [rows], [turned], perm=[1, 0, 2]),
@@ -199,7 +199,7 @@ def _concatenate(name: str, rows: str) -> list[onnx.NodeProto]:
 
 
 def _split(name: str, rows: str, rank: int) -> list[onnx.NodeProto]:
-    """Return nodes that take a joined tensor apart."""
+    """Return nodes that split a joined tensor into the prompt's part ``name`` and the rows' part ``rows``."""
     joined, axis, turned = _JOINED + name, f"{_TOKENS}_{rank - 2}", rows if rank == 2 else f"{rows}.turned"
     nodes = [
         helper.make_node("Slice", [joined, _ZERO, _MINUS_COUNT, axis], [name]),

@@ -1,4 +1,4 @@
-"""Let attention read a cache as it is stored.
+"""Let attention read the cache in the type in which it is stored.
 
 If the cache has another type than the model, graphs convert the whole cache in every step with standard operators,
 before ``DecodeAttention`` or ``CachedAttention``. Our libraries have operators that take the stored tensors instead:
@@ -53,7 +53,7 @@ _READERS: dict[str, dict[tuple[int, int | None], Operator]] = {  # by the types 
 
 @dataclass(frozen=True)
 class _StoredTensor:
-    """What K or Y is converted from: inputs of the graph, and the nodes between, last to first."""
+    """The graph inputs from which K or Y is converted, and the converting nodes, last to first."""
 
     types: tuple[int, int | None]  # of the rows and of their scales
     rows: str  # name of the input with the rows
@@ -62,7 +62,7 @@ class _StoredTensor:
 
 
 def read_as_stored(model: onnx.ModelProto, path: Path) -> bool:
-    """Let attention read the cache as it is stored, without the conversions before it; return whether a node does.
+    """Let attention read the cache as it is stored, without conversions; return whether a node was changed.
 
     Requires: a decode or verify graph whose cache has another type than the model; ``path``: its file, for errors.
     Result: every ``DecodeAttention`` and ``CachedAttention`` is changed. The new operators compute the same, but do not
@@ -90,7 +90,7 @@ def read_as_stored(model: onnx.ModelProto, path: Path) -> bool:
 
 
 def _trace_back(name: str, makers: dict[str, onnx.NodeProto], types: dict[str, int]) -> _StoredTensor:
-    """Follow K or Y of a node back to the graph's inputs, of the given ``types``; KeyError if it is made otherwise."""
+    """Follow K or Y of a node back to the graph's inputs, of the given ``types``; KeyError if other nodes make it."""
     nodes, scales = [makers[name]], []
     if cast_type(nodes[0]) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         nodes.append(makers[nodes[0].input[0]])  # a half-precision model rounds the products to its type

@@ -1,4 +1,4 @@
-"""TensorRT engines of an artifact: building them, and running what was built."""
+"""Building TensorRT engines of an artifact, and running them."""
 
 from lucid_deploy.runtimes.runtime import Capabilities
 

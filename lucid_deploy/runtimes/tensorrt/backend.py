@@ -1,4 +1,4 @@
-"""TensorRT-RTX and TensorRT behind one name: they differ in the module that is imported and in a few abilities."""
+"""TensorRT-RTX and TensorRT behind one interface: they differ in the imported module and in a few features."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _KNOWN = {
     "tensorrt": ("tensorrt", "trt", "TensorRT"),
 }
 BACKENDS = tuple(_KNOWN)
-# The oldest versions that have what graphs need: TensorRT's parser has the operator Attention from 10.14; TensorRT-RTX
-# 1.7 is the oldest with which an engine of ours was built.
+# The oldest supported versions: TensorRT's parser has the operator Attention from 10.14 on; TensorRT-RTX 1.7 is the
+# oldest with which an engine of ours was built.
 LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An imported TensorRT."""
+    """An imported TensorRT or TensorRT-RTX."""
 
     name: str  # tensorrt-rtx or tensorrt
     title: str  # its name in messages
@@ -35,13 +35,13 @@ class Backend:
         return self.name == "tensorrt"
 
     def check_version(self) -> None:
-        """Check that the backend is not older than what engines need."""
+        """Raise a LucidError if the backend is older than engines need."""
         from packaging.version import InvalidVersion, Version
 
         least = LEAST[self.name]
         try:
             old = Version(self.version) < Version(least)
-        except InvalidVersion:  # a custom build: TensorRT reports itself what it lacks
+        except InvalidVersion:  # a custom build: TensorRT itself reports what it lacks
             return
         if old:
             raise LucidError(
@@ -70,7 +70,7 @@ class Backend:
 
 
 def dotted(capability: int) -> str:
-    """Return a compute capability as people write it: 86 is 8.6."""
+    """Return a compute capability in NVIDIA's notation: 86 is 8.6."""
     return f"{capability // 10}.{capability % 10}"
 
 
@@ -96,5 +96,5 @@ def load_backend(name: str | None = None) -> Backend:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(_KNOWN[name][0]) is not None
-    except ValueError:  # a module of this name is loaded without a specification
+    except ValueError:  # a loaded module of this name has no __spec__
         return False

@@ -1,6 +1,6 @@
 """Build the TensorRT engines of an artifact: check everything, then parse, build, and write the folder atomically.
 
-Polygraphy's builders are no help: they cannot read the external weights of a graph that is in memory.
+Polygraphy's builders are not used: they cannot read the external weights of a graph in memory.
 """
 
 from __future__ import annotations
@@ -57,26 +57,26 @@ _LOOPS = ("TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build."""
+    """Options of :func:`build_engines`."""
 
     backend: str | None = None  # tensorrt-rtx or tensorrt; None: the installed one, tensorrt-rtx if both are
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
     capabilities: tuple[str, ...] = ()  # compute capabilities, such as 8.6; (): all, or the GPU's if building uses one
-    weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
+    weightless: bool = False  # leave the weights out of the engines; building then needs a GPU
     plugin: Path | None = None  # the plugin library; None: see find_or_build
-    overwrite: bool = False  # whether engines that are there may be replaced
+    overwrite: bool = False  # whether existing engines may be replaced
     speculate: bool = False  # whether to build a third engine, which verifies drafts
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built."""
+    """The result of :func:`build_engines`."""
 
     directory: Path  # of the engines
     manifest: EngineManifest  # written beside them
-    built: dict[str, dict[str, Any]]  # by stage: how many layers the network has, and seconds to build it
+    built: dict[str, dict[str, Any]]  # by stage: number of layers of the network, and seconds to build it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -92,7 +92,7 @@ def build_engines(
     """Build the prefill and the decode engine of an artifact, and with ``speculate`` one that verifies drafts.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
-    ``progress`` gets (phase, done, in all), ``announce`` a sentence before a missing plugin library is compiled.
+    ``progress`` is called with (phase, done, total), ``announce`` with a sentence before a plugin library is compiled.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
@@ -222,7 +222,7 @@ class BuiltEngine:
     """A serialised engine and what is known about it."""
 
     content: Any = field(repr=False)  # the serialised engine, a buffer
-    layers: int  # how many the network has
+    layers: int  # number of layers of the network
     plugin_layers: dict[str, list[str]]  # names of the layers that the plugin library computes, by operator
     seconds: float  # to parse and build
 
@@ -243,11 +243,11 @@ def build_engine(
         builder = trt.Builder(logger)
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
-    # Types must come from the graph: TensorRT before 11 needs a flag for that; later ones and TensorRT-RTX need none.
+    # Strong typing: TensorRT before 11 needs a flag for it; TensorRT 11 and TensorRT-RTX always take the graph's types.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    with failure.raising():  # external data is looked for beside this path; the file itself is not read
+    with failure.raising():  # external data is read from this path's folder; the file itself is not read
         parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
     if not parsed:
         raise LucidError(f"{backend.title} cannot read the {graph.stage} graph: {explain(logger.errors)}")
@@ -262,9 +262,9 @@ def build_engine(
 
 
 def check_network(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
-    """Check that the plugin library took its nodes, no loop is left, and updates of a static cache are in place.
+    """Check that plugins compute their nodes, no loop is left, and updates of a static cache are in place.
 
-    Attention layers are marked so that several kernels may compute them if no fused one has their type and width.
+    Mark attention layers as decomposable: several kernels compute them if no fused one has their type and width.
 
     Returns:
         The names of the plugin's layers, by operator.

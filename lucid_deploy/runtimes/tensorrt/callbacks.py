@@ -1,4 +1,4 @@
-"""TensorRT's logger and progress monitor, and the exceptions that are raised inside them.
+"""TensorRT's logger and progress monitor, which hand exceptions raised in them to the caller.
 
 TensorRT's C++ code cannot pass on an exception: callbacks store it, the monitor stops the build, and the caller raises
 it again. This includes exceptions that a signal handler raises during a callback.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Report = Callable[[int, int], None]
-_FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # lines that the parser prints around a node
+_FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # lines that frame the parser's description of a node
 
 
 class CallbackFailure:
@@ -32,7 +32,7 @@ class CallbackFailure:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Let the caller call TensorRT inside the context; at its end raise, once, the exception that was stored."""
+        """Raise the stored exception, once, at the end of the context in which the caller calls TensorRT."""
         yield
         if self.error is not None:
             error, self.error = self.error, None
@@ -47,7 +47,7 @@ def without_collection() -> Iterator[None]:
     """Disable Python's garbage collection.
 
     TensorRT calls a logger while it holds a lock. If Python collected garbage there and found an unused builder, the
-    builder's destructor would wait for the same lock for ever.
+    builder's destructor would deadlock on the same lock.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -75,7 +75,7 @@ def make_logger(trt: Any, failure: CallbackFailure) -> Any:
 
 
 def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
-    """Return a progress monitor that calls ``report`` with (done, in all), and stops the build if a callback raises."""
+    """Return a progress monitor that calls ``report(done, total)`` and stops the build if a callback raises."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -100,7 +100,7 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
 
 
 def explain(errors: list[str]) -> str:
-    """Return in one line why something failed: the first error, skipping a missing driver and lines around a node.
+    """Return the first error in one line; skip errors about a missing driver and lines that frame a node.
 
     If it ends with a colon, as the parser's errors do after a node's name, the next error, the reason, is appended.
     """

@@ -14,12 +14,12 @@ _PURPOSE = "run TensorRT engines"
 
 
 class Device:
-    """A GPU through the CUDA driver: memory by address, and one stream on which everything happens in order.
+    """A GPU, used through the CUDA driver: memory by address, and one stream that runs all work in order.
 
     Attributes:
         name: The GPU's name, from the driver.
         capability: Compute capability, 86 for 8.6.
-        stream: Handle of the stream, as TensorRT takes it.
+        stream: Handle of the stream, an integer for TensorRT.
     """
 
     def __init__(self, driver: Any, index: int = 0) -> None:
@@ -42,7 +42,7 @@ class Device:
         self.stream = int(self._stream)
 
     def _start(self) -> None:
-        """Load and start the driver; without one, cuda-bindings raises undocumented errors, so all are caught."""
+        """Load and initialize the driver; if there is none, cuda-bindings raises undocumented errors: catch all."""
         try:
             status, *_ = self._cu.cuInit(0)
         except Exception as error:
@@ -68,7 +68,7 @@ class Device:
         raise RuntimeError(f"{name} failed: {status.name}")
 
     def activate(self) -> None:
-        """Make the device current in the calling thread; call it before anything else there."""
+        """Make the device's context current in the calling thread; call this first in each thread."""
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
@@ -91,14 +91,14 @@ class Device:
             self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
 
     def download(self, array: Array, address: int) -> None:
-        """Copy into a contiguous array, and wait until it is there."""
+        """Copy from the device into a contiguous array, and wait for the copy."""
         assert array.flags.c_contiguous
         if array.nbytes:
             self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """Queue copying ``rows`` rows of ``width`` bytes within the device; pitches: bytes from row to row."""
+        """Queue a copy of ``rows`` rows of ``width`` bytes within the device; pitches: bytes from row to row."""
         if not width or not rows:
             return
         copy = self._cu.CUDA_MEMCPY2D()

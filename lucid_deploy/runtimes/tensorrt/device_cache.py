@@ -1,4 +1,4 @@
-"""A cache's tensors on the device: create them, copy them there and back, and change their pitch."""
+"""Cached tensors on the device: create them, copy them to and from the host, and change their pitch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lucid_deploy.cache.layout import CacheLayout, CacheTensor
 from lucid_deploy.runtimes.cache_operations import Array
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 
-_LEAST = 256  # bytes, so that an empty tensor has an address too
+_LEAST = 256  # bytes of a block, so that even an empty tensor has an address
 
 
 class DeviceBlock:
@@ -26,9 +26,9 @@ class DeviceBlock:
 
 
 class MemoryPool:
-    """Hands out blocks. Sizes repeat from step to step, so after the first steps nothing is allocated any more.
+    """A pool of device memory. Block sizes repeat from step to step, so only the first steps allocate.
 
-    A block can be handed out again while work that reads it is still queued: one stream keeps everything in order.
+    A block may be reused while queued work still reads it: everything runs in order on one stream.
     """
 
     def __init__(self, device: Device) -> None:
@@ -43,12 +43,12 @@ class MemoryPool:
         return DeviceBlock(self, free.pop() if free else self._device.allocate(size), size)
 
     def give(self, address: int, size: int) -> None:
-        """Take a block's memory back, to hand it out again."""
+        """Return a block's memory to the pool."""
         self._free.setdefault(size, []).append(address)
 
 
 def _free_all(device: Device, free: dict[int, list[int]]) -> None:
-    """Give a garbage-collected pool's memory back to the device. Blocks refer to their pool, so none is left in use."""
+    """Free the memory of a garbage-collected pool. Blocks refer to their pool, so none is still in use."""
     device.activate()
     for address in (address for addresses in free.values() for address in addresses):
         device.free(address)

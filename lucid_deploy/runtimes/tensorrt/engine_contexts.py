@@ -1,4 +1,4 @@
-"""Loaded engines, and running one stage of them: bind its inputs and outputs, queue it, and say why it failed."""
+"""Run a stage of loaded engines: bind its inputs and outputs, queue it, and report why it failed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
 
 @dataclass(frozen=True)
 class StateCopy:
-    """Where a state is read and where the next one is written: an engine cannot overwrite the state that it reads."""
+    """The two buffers of a state: an engine cannot overwrite the state that it reads."""
 
     read: int  # address of the state before the step, (B, …)
     written: int  # address of the state after it, of the same shape
@@ -27,7 +27,7 @@ class StateCopy:
 
 
 class DecodeStep:
-    """Runs the decode engine on buffers that stay where they are; then copies new states to where the next step reads.
+    """A decode step on buffers at fixed addresses, followed by copies of new states to where the next step reads.
 
     The new column of a sequence that waits is padding, but the engine counts it as a token. For cached K and Y the next
     step's mask corrects that. Nothing would correct a state, so a waiting sequence's is not copied. A recorded
@@ -47,7 +47,7 @@ class DecodeStep:
             self._copy_states(tokens)
 
         if not self._has_run or (self._states and not tokens.all()):
-            queue()  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
+            queue()  # the first run sets up what depends on shapes, so it cannot be recorded
         else:
             if self._graph is None:
                 self._graph = self._device.record(queue)
@@ -55,7 +55,7 @@ class DecodeStep:
         self._has_run = True
 
     def drop(self) -> None:
-        """Forget the recorded graph."""
+        """Destroy the recorded CUDA graph, if there is one."""
         if self._graph is not None:
             self._device.drop(self._graph)
         self._graph = None
@@ -74,13 +74,13 @@ Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every inpu
 
 @dataclass(frozen=True)
 class Engines:
-    """Loaded engines, as a session needs them."""
+    """Loaded engines, and what a session needs to run them."""
 
     manifest: EngineManifest
     make_context: Callable[[str], Any]  # takes a stage; contexts of one engine share its weights
     tensors: dict[str, frozenset[str]]  # names of each stage's inputs and outputs; TensorRT drops unread inputs
     errors: list[str] = field(default_factory=list)  # TensorRT's, loading included; emptied when one is raised
-    save: Callable[[], None] = lambda: None  # saves what was compiled while the engines ran, for the next start
+    save: Callable[[], None] = lambda: None  # saves kernels compiled while engines ran, for the next start
 
 
 class EngineContexts:
@@ -90,7 +90,7 @@ class EngineContexts:
         self._engines, self._device, self._pool = engines, device, pool
         self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
         self._blocks: dict[str, DeviceBlock] = {}
-        # Runs also at the end of the process. It holds the contexts, which must be freed before their engines.
+        # Runs also at process exit. It refers to the contexts, which must be freed before their engines.
         self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
 
     def __contains__(self, stage: str) -> bool:
@@ -102,7 +102,7 @@ class EngineContexts:
         return not self._end.alive
 
     def close(self) -> None:
-        """Drop the contexts, and save compiled kernels for the next start. At exit this happens without a call."""
+        """Free the contexts, and save compiled kernels for the next start. At exit this happens without a call."""
         self._end()
 
     def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
@@ -132,7 +132,7 @@ class EngineContexts:
         return feed
 
     def room(self, name: str, size: int) -> int:
-        """Return the address of the memory kept under a name, of at least ``size`` bytes."""
+        """Return the address of the buffer of this name, after enlarging it to ``size`` bytes if it is smaller."""
         block = self._blocks.get(name)
         if block is None or block.size < size:  # a power of two, since a mask grows with every token
             block = self._blocks[name] = self._pool.take(1 << max(size - 1, 1).bit_length())

@@ -1,4 +1,4 @@
-"""The sizes that engines are built for, and their optimization profiles."""
+"""The size limits that engines are built for, and their optimization profiles."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lucid_deploy.runtimes.session import MOST, Limits
 
 DEFAULT_BATCH = 4  # rows; `lucid-deploy verify` runs two at once
 DEFAULT_CHUNK = 2048  # tokens
-DRAFTED = 8  # tokens per row that the verifying engine is optimized for
-_MOST_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
+DRAFTED = 8  # tokens per row for which the engine that verifies drafts is optimized
+_MOST_ELEMENTS = 2**31 - 1  # elements of one tensor in TensorRT
 
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, the one optimized for, largest
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, optimized and largest shape of an input
 
 
 def choose_limits(
@@ -57,7 +57,7 @@ def _check_sizes(artifact: Artifact, limits: Limits) -> None:
         if math.prod(shape) > _MOST_ELEMENTS:
             raise LucidError(
                 f"With --max-batch {batch}, --max-context {context} and --prefill-chunk {chunk}, {name} would be "
-                f"{' × '.join(map(str, shape))} elements; TensorRT takes 2³¹ − 1 at most. Lower one of them."
+                f"{' × '.join(map(str, shape))} elements; TensorRT supports at most 2³¹ − 1. Lower one of the options."
             )
 
 

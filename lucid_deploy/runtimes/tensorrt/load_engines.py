@@ -1,4 +1,4 @@
-"""Open an artifact's TensorRT engines: check their manifest, find the GPU, then let TensorRT read them."""
+"""Open an artifact's TensorRT engines: check their manifest, open the GPU, and deserialize them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JitCache:
         self._saved = b""
 
     def attach(self, config: Any) -> None:
-        """Let contexts that are made with this runtime configuration use the cache; the first call reads the file."""
+        """Let contexts created with this runtime configuration use the cache; the first call reads the file."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             try:
@@ -41,14 +41,14 @@ class JitCache:
                 log.warning("Compiled kernels in %s cannot be read: %s.", self.path, error.strerror or error)
                 content = b""
             if content and not self._cache.deserialize(content):
-                log.warning("%s is of another driver or GPU, or damaged: kernels are compiled again.", self.path)
+                log.warning("%s is for another driver or GPU, or damaged: kernels are compiled again.", self.path)
                 content = b""
             self._saved = content
         if not config.set_runtime_cache(self._cache):
-            log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
+            log.warning("TensorRT-RTX rejects its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write the file, atomically, unless it holds all compiled kernels already. A failure is logged, not raised."""
+        """Write the file, atomically, unless it already has all compiled kernels. A failure is logged, not raised."""
         if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:
@@ -56,11 +56,11 @@ class JitCache:
             atomic_write(self.path, content, mode=0o600)
             self._saved = content
         except OSError as error:
-            log.warning("Compiled kernels were not kept for the next start: %s: %s", self.path, error.strerror or error)
+            log.warning("Compiled kernels were not saved for later starts: %s: %s", self.path, error.strerror or error)
 
 
 def _jit_caches(manifest: EngineManifest, backend: Backend, gpu: Device) -> dict[str, JitCache]:
-    """Return a cache of compiled kernels for each engine, if the backend compiles while engines run; else none."""
+    """Return a cache of compiled kernels for each engine; none if the backend does not compile at run time."""
     if not hasattr(backend.trt, "IRuntimeCache"):
         return {}
     caches = {}
@@ -81,13 +81,13 @@ def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool 
 
 
 def _backend(artifact: Artifact) -> Backend:
-    """Import the backend for which the artifact has engines; if it has none, or some for both, an installed one."""
+    """Import the backend that the artifact's engines need; an installed one if there are none, or some for both."""
     built = [name for name in BACKENDS if (engine_directory(artifact, name) / MANIFEST).is_file()]
     return load_backend(built[0] if len(built) == 1 else None)
 
 
 def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) -> None:
-    """Check that the engines were built for this GPU, and that it has the artifact's number formats."""
+    """Check that the engines were built for this GPU, and that it supports the artifact's float formats."""
     check_float_formats(artifact, (gpu.capability,))
     if manifest.capabilities and gpu.capability not in manifest.capabilities:
         built_for = ", ".join(map(dotted, manifest.capabilities))
@@ -99,7 +99,7 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
 
 @without_collection()
 def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend, gpu: Device | None = None) -> Engines:
-    """Let TensorRT read the engines on a GPU that was opened; ``gpu`` None: compiled kernels are not kept."""
+    """Deserialize the engines on an opened GPU; ``gpu`` None: do not cache compiled kernels."""
     trt, failure = backend.trt, CallbackFailure()
     folder = engine_directory(artifact, backend.name)
     logger = make_logger(trt, failure)
@@ -122,10 +122,10 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     caches = {} if gpu is None else _jit_caches(manifest, backend, gpu)
     in_place = artifact.manifest.cache == "static"
 
-    def make_context(stage: str, runtime: Any = runtime) -> Any:  # keeps the runtime alive, which engines need
+    def make_context(stage: str, runtime: Any = runtime) -> Any:  # keeps alive the runtime, which engines need
         context = _context(trt, engines[stage], caches.get(stage), settled=in_place and stage == "decode")
         if context is None:
-            raise LucidError(f"{backend.title} cannot make a context of the {stage} engine: {explain(logger.errors)}")
+            raise LucidError(f"{backend.title} cannot create a context of the {stage} engine: {explain(logger.errors)}")
         return context
 
     def save() -> None:
@@ -140,8 +140,8 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
 
 
 def _context(trt: Any, engine: Any, cache: JitCache | None, settled: bool) -> Any:
-    """Make a context; ``settled``: it will be recorded as a CUDA graph, so it must not exchange its kernels later."""
-    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # of TensorRT-RTX, like the cache
+    """Create a context; ``settled``: it will be recorded as a CUDA graph, so its kernels must not change later."""
+    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # TensorRT-RTX only
     if cache is None and (strategies is None or not settled):
         return engine.create_execution_context()
     config = engine.create_runtime_config()
@@ -153,7 +153,7 @@ def _context(trt: Any, engine: Any, cache: JitCache | None, settled: bool) -> An
 
 
 def _fill_weights(trt: Any, engine: Any, logger: Any, artifact: Artifact, stage: str, manifest: EngineManifest) -> None:
-    """Give the artifact's weights to an engine that was built without any."""
+    """Refit an engine that was built without weights with the artifact's weights."""
     graph = prepare_graph(artifact, stage, manifest.limits.max_context)
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)

@@ -1,4 +1,4 @@
-"""``engines.json`` beside the engines: what they were built from, with and for. It is read before the engines."""
+"""``engines.json``, the engines' manifest: sources, versions and limits they were built with; it is read first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class PluginFile:
-    """The plugin library the engines were built with, kept beside them: file, size, sha256 and ABI number."""
+    """The plugin library that engines were built with, copied beside them: file, size, sha256 and ABI number."""
 
     file: str
     size: int
@@ -61,7 +61,7 @@ class EngineManifest:
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
 
     def build_command(self, artifact: Artifact, changed: dict[str, Any]) -> str:
-        """Return the command that builds the engines again, with the same limits but for the options in ``changed``."""
+        """Return the command that builds the engines again with the same limits, except for options in ``changed``."""
         limits = {f"--{name.replace('_', '-')}": value for name, value in asdict(self.limits).items()}
         words = "".join(f" {name} {value}".rstrip() for name, value in (limits | changed).items())
         words += " --speculate" * (VERIFY in self.engines) + " --weightless" * self.weightless
@@ -69,7 +69,7 @@ class EngineManifest:
 
 
 def engine_directory(artifact: Artifact, backend: str) -> Path:
-    """Return where the engines of a backend lie."""
+    """Return the folder of a backend's engines."""
     return artifact.directory / FOLDER / backend
 
 
@@ -77,7 +77,7 @@ def source_hashes(artifact: Artifact) -> dict[str, str]:
     """Return the sha256 of the files that engines are built from, as in the manifest, and of the list of adapters."""
     names = (*(graph.file for graph in artifact.manifest.graphs.values()), WEIGHTS)
     hashes = {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
-    if artifact.manifest.adapters is not None:  # engines contain the adapters that there were at build time
+    if artifact.manifest.adapters is not None:  # engines contain the adapters that existed at build time
         hashes[ADAPTERS] = hashlib.sha256(msgspec.json.encode(artifact.adapters())).hexdigest()
     return hashes
 
@@ -90,7 +90,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
-    """Read the engines' manifest; LucidError if none fit TensorRT and artifact, CheckFailed if files are damaged."""
+    """Read the manifest; raise LucidError if no engines fit TensorRT and artifact, CheckFailed if files are damaged."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)
@@ -99,7 +99,7 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
     again = f"Build them again: {manifest.build_command(artifact, {})}"
     if manifest.backend_version != backend_version:
         raise LucidError(
-            f"The engines in {folder} were built with {backend} {manifest.backend_version} and {backend_version} is "
+            f"The engines in {folder} were built with {backend} {manifest.backend_version}, but {backend_version} is "
             f"installed, which does not read them. {again}"
         )
     wanted = source_hashes(artifact)
@@ -112,7 +112,7 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
             f"The engines in {folder} were built with plugin ABI {manifest.plugin.abi}, and this version has "
             f"{PLUGIN_ABI}. Run: lucid-deploy plugin build. {again}"
         )
-    if manifest.plugin is not None:  # code that is about to run; engines are checked when they are read
+    if manifest.plugin is not None:  # it is code to be loaded; engines are checked when they are read
         check_file(folder, manifest.plugin, again)
     return manifest
 
@@ -139,7 +139,7 @@ def _read(artifact: Artifact, backend: str, folder: Path, again: str) -> EngineM
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data.pop("format_version")
         if version != FORMAT_VERSION:
-            raise LucidError(f"{path} has format {version}, this lucid-deploy reads {FORMAT_VERSION}. {again}")
+            raise LucidError(f"{path} has format {version}, but this lucid-deploy reads {FORMAT_VERSION}. {again}")
         return _parse(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckFailed(f"{path} is damaged: {error!r}. {again}") from error
@@ -148,7 +148,7 @@ def _read(artifact: Artifact, backend: str, folder: Path, again: str) -> EngineM
 def _parse(data: dict[str, Any]) -> EngineManifest:
     if unknown := data.keys() - {field.name for field in fields(EngineManifest)}:
         raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
-    manifest = msgspec.convert(data, EngineManifest)  # exact types: a bool is no number
+    manifest = msgspec.convert(data, EngineManifest)  # strict: a bool is not accepted as a number
     if set(manifest.engines) - {VERIFY} != set(STAGES):
         raise ValueError(f"engines are {sorted(manifest.engines)}, not {sorted(STAGES)}")
     plugin = [] if manifest.plugin is None else [manifest.plugin.file]

@@ -12,7 +12,7 @@ from lucid_deploy.files import temporary_sibling
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-_SECONDS = 1.5  # that one core takes to compile a kernel, measured on a processor of 2023
+_SECONDS = 1.5  # of one core to compile a kernel, measured on a CPU from 2023
 
 
 def user_library() -> Path:
@@ -55,7 +55,7 @@ def build_library(
         raise LucidError(f"No plugin library was built: {error}.") from error
     check_tools()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_sibling(output):  # if it cannot be written, this fails before minutes of compiling
+    with temporary_sibling(output):  # fails here, before minutes of compiling, if the output cannot be written
         pass
     kernels = compile_kernels(
         archs or ARCHITECTURES,
@@ -69,7 +69,7 @@ def build_library(
 
 
 def check_tools() -> None:
-    """Raise a LucidError unless all tools for compiling the library are installed."""
+    """Raise a LucidError if a tool for compiling the library is not installed."""
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers, find_tensorrt_headers
     from lucid_deploy.plugins.hosts.triton.aot import triton_version

@@ -1,4 +1,4 @@
-"""Turn an artifact's graph into the one that TensorRT parses, and refuse what cannot be built."""
+"""Prepare an artifact's graphs for TensorRT's parser, and refuse those that cannot be built."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _STAGE_OPERATORS = {
     "decode": (DECODE_ATTENTION.name, DELTA_RULE.name),
     VERIFY: (DECODE_ATTENTION.name,),
 }
-# The least compute capability by type; for lower ones TensorRT-RTX 1.7 fails with "HW-specific datatypes".
+# The lowest compute capability by type; for lower ones TensorRT-RTX 1.7 fails with "HW-specific datatypes".
 LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
 def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
-    """Check that GPUs have an artifact's float types and kernels, and that TensorRT can round inputs as graphs do."""
+    """Check that GPUs support an artifact's float types and kernels, and TensorRT the rounding of its inputs."""
     capabilities, plugged = tuple(capabilities), artifact.manifest.uses(PLUGIN_OPERATORS)
     if _TURING in capabilities and (plugged or artifact.manifest.dtype == "bfloat16"):
         lacking = "the plugin library has no kernels for it" if plugged else "it has no bfloat16"
@@ -71,8 +71,8 @@ def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind:
 
 _TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 FP8 = "fp8"  # type of a cache
-_LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # widths of heads in the plugin's kernels
-_FP8_WIDTH_UNIT = 8  # the unit in kernels that read a cache in fp8
+_LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # head widths of the plugin's kernels
+_FP8_WIDTH_UNIT = 8  # of kernels that read an fp8 cache
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PreparedGraph:
     """A graph ready for TensorRT's parser."""
 
     stage: str  # prefill, decode or verify
-    model: bytes  # serialised; its weights still lie in the artifact's weight file
+    model: bytes  # serialized; its weights remain in the artifact's weight file
     plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators it has
     cache_updates: int  # how many nodes write into a static cache
 
@@ -115,7 +115,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         fix_axis(model, "max_context", max_context)
     nodes = Counter(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
     _check_operators(artifact, stage, nodes)
-    if for_onnxruntime:  # its TensorRT provider finds plugins in a domain of its own
+    if for_onnxruntime:  # its TensorRT provider looks for plugins in its own domain
         plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
@@ -169,14 +169,14 @@ def check_artifact(artifact: Artifact) -> None:
         )
     if manifest.cache == "static" and not artifact.writes_in_place:
         raise LucidError(
-            f"The graphs of {artifact.directory} were exported with --opset 23, without the TensorScatter that engines "
-            "write their static cache with. Export without --opset for engines."
+            f"The graphs of {artifact.directory} were exported with --opset 23, so they lack TensorScatter, with which "
+            "engines write a static cache. To build engines, export without --opset."
         )
     check_head_width(artifact)
 
 
 def check_head_width(artifact: Artifact) -> None:
-    """Check that the plugin's kernels can compute with the widths of the model's heads."""
+    """Raise a LucidError unless the plugin's kernels support the model's head widths."""
     width, manifest = artifact.config.head_dim, artifact.manifest
     unit = _FP8_WIDTH_UNIT if manifest.cache_dtype == FP8 else _WIDTH_UNIT
     fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % unit == 0

@@ -1,7 +1,7 @@
-"""TensorRT engines behind the session interface. Imports no torch; all CUDA calls are in ``device.py``.
+"""The session that runs TensorRT engines. Imports no torch; all CUDA calls are in ``device.py``.
 
 With a growing cache, an engine reads the old cache and writes the new one into other memory, both taken from a pool.
-With a static cache, decoding writes into buffers that stay where they are, and is recorded as a CUDA graph.
+With a static cache, decoding writes into buffers at fixed addresses, and is recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineCon
 
 @dataclass
 class _BoundCache:
-    """A static cache that decoding is bound to, and its step."""
+    """The static cache to which decoding is bound, and its decode step."""
 
     layers: CachedLayers
     mask: Array  # int64 (B, M), as it is on the device
@@ -35,7 +35,7 @@ class _BoundCache:
 
 
 class TensorRtSession(ArtifactSession[DeviceTensor]):
-    """Run an artifact's engines on one GPU stream. Engines' limits hold even where extrapolation is permitted."""
+    """Run an artifact's engines on one GPU stream. The engines' limits apply even to extrapolation."""
 
     def __init__(self, artifact: Artifact, engines: Engines, device: Device, allow_extrapolation: bool = False) -> None:
         super().__init__(artifact, "tensorrt", allow_extrapolation, CAPABILITIES)
@@ -83,7 +83,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        # With a growing cache, the next step copies the rows that are left.
+        # With a growing cache, the next step copies the remaining rows.
         return True
 
     @property
@@ -112,7 +112,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return self._run_in_place(tokens, layers) if stage == "decode" else self._verify_in_place(tokens, layers)
 
     def _run_growing(self, stage: str, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
-        """Run an engine that reads the cache, and writes it with the new tokens into other memory."""
+        """Run an engine that reads the cache, and writes it and the new tokens to other memory."""
         self._device.activate()
         batch, new = tokens.input_ids.shape
         past, total = tokens.past, tokens.past + new
@@ -145,7 +145,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return logits, bound.layers
 
     def _verify_in_place(self, tokens: NewTokens, layers: CachedLayers) -> tuple[Array, CachedLayers]:
-        """Run a draft's tokens on the cache that decoding writes to, in place. Only decoding has a CUDA graph."""
+        """Verify draft tokens, which writes them into the buffers of a static cache; no CUDA graph is recorded."""
         self._device.activate()
         (batch, new), past, mask = tokens.input_ids.shape, tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
@@ -162,13 +162,13 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         bound, past = self._bound, mask.shape[1]
         if bound is None or bound.layers is not layers:
             return self._bind_buffers(layers, mask)
-        if (bound.mask[:, :past] != mask).any():  # tokens have been taken back; what comes after is masked by length
+        if (bound.mask[:, :past] != mask).any():  # drafts were rejected; cache_length masks all later columns
             bound.mask[:, :past] = mask
             self._device.upload(bound.feed["attention_mask"][0], bound.mask)
         return bound
 
     def _count_new(self, bound: _BoundCache, mask: Array, past: int) -> None:
-        """Mark padding among new columns for the next steps; in this step the graph counted all as tokens."""
+        """Write the mask of new columns for the next steps; in this step the graph counted all as tokens."""
         new = slice(past, mask.shape[1])
         bound.mask[:, new] = mask[:, new]
         address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
@@ -176,7 +176,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
             self._device.upload(address + 8 * (index * row + past), np.ascontiguousarray(bound.mask[index, new]))
 
     def _bind_buffers(self, layers: CachedLayers, mask: Array) -> _BoundCache:
-        """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
+        """Copy a cache into buffers, unless it already is in some, and bind the decode engine to them."""
         if self._bound is not None:
             self._bound.step.drop()
         self._bound = None

@@ -1,4 +1,4 @@
-"""Running the PyTorch model on an artifact's weights."""
+"""Running the PyTorch model with an artifact's weights."""
 
 from lucid_deploy.runtimes.runtime import Capabilities
 

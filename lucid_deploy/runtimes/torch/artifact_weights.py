@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Load an artifact's adapters into its model; return what selects one for each row; None: it supports none."""
+    """Load an artifact's adapters into its model; return the selector of each row's adapter, or None without slots."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None
@@ -101,7 +101,7 @@ def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
-    """Yield for each quantized weight its name, and as flat arrays its packed bytes (uint8) and scales (float32).
+    """Yield the name of each quantized weight and, as flat arrays, its packed bytes (uint8) and scales (float32).
 
     If the weight has zero points (packed bytes) or offsets (float32), they come last. Scales of NVFP4 are already
     multiplied by the scale of the whole weight.
@@ -149,7 +149,7 @@ def _scalar(buffer: mmap.mmap, place: StoredWeight) -> np.float32:
 
 
 def _input_scales(artifact: Artifact, buffer: mmap.mmap) -> dict[str, float]:
-    """Return the scales that divide the inputs of layers before rounding, by the weights' names."""
+    """Return the scales by which layers divide their inputs before rounding, by weight name."""
     return {
         place.name.removesuffix(INPUT_SCALE): float(_scalar(buffer, place))
         for place in artifact.weights("decode")

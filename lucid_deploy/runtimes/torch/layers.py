@@ -72,7 +72,7 @@ class TorchLayers(ScoringLayers):
 
 @dataclass
 class _Seen:
-    """What the layers of a call computed: the residual stream before and after each layer, and V before the solve."""
+    """What the layers computed in one call: the residual stream around each layer, and V before the solve."""
 
     residuals: list[torch.Tensor]  # (B, N, C)
     values: list[torch.Tensor | None]  # (B, KV, N, D)

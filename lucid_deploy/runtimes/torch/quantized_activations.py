@@ -16,7 +16,7 @@ _E4M3_MAX = 448.0
 
 
 def round_to_int8(x: Tensor, block_size: int) -> Tensor:
-    """Round the last axis to whole multiples of (largest magnitude of the block) / 127; same shape and type.
+    """Round the last axis to integer multiples of (largest magnitude of the block) / 127; same shape and type.
 
     Args:
         x: Any shape; the last block may be shorter.
@@ -34,7 +34,7 @@ def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> 
 
     Args:
         model: The model, in any precision.
-        block_sizes: Block sizes by the names of weights; the layers of other weights do not round.
+        block_sizes: Block sizes by weight name; layers of other weights do not round.
     """
     for name, module in model.named_modules():
         size = block_sizes.get(f"{name}.weight")
@@ -53,7 +53,7 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
     Args:
         x: Any shape.
         scale: The scale; None: (largest magnitude of the values that share it) / 448.
-        size: How many neighbours on the last axis share a scale; None: all of them.
+        size: Number of neighbours on the last axis that share a scale; None: all.
     """
     groups = x.float().unflatten(-1, (-1, size or x.shape[-1]))  # (…, groups, size)
     if scale is None:
@@ -70,10 +70,10 @@ def round_inputs(
     """Make linear layers round their inputs to E4M3; change the model in place and return it.
 
     Args:
-        model: A model of any type.
-        names: Names of the layers' weights.
-        size: See :func:`round_to_fp8`.
-        scales: Static scales by weights' names; layers without one compute scales from their inputs.
+        model: The model, in any precision.
+        names: Weight names of the layers that round.
+        size: Number of neighbouring inputs that share a scale; None: all.
+        scales: Static scales by weight name; layers without one compute scales from their inputs.
     """
 
     def hook(scale: float | None) -> Any:

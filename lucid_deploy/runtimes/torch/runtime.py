@@ -21,7 +21,7 @@ class TorchRuntime(Runtime):
     """Opens artifacts in PyTorch."""
 
     name = "torch"
-    description = "The PyTorch model on the artifact's weights, without its graphs."
+    description = "The PyTorch model with the artifact's weights, without its graphs."
     options = frozenset({"threads", "ablate"})
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
@@ -49,14 +49,14 @@ class TorchRuntime(Runtime):
 
 
 def _without_preconditioner(config: LucidConfig) -> LucidConfig:
-    """Return a configuration with standard attention, Y = V, in the place of LUCID's; the weights stay the same."""
+    """Return the configuration with standard attention, Y = V, instead of LUCID attention, for the same weights."""
     if LUCID not in config.kinds:
         raise LucidError("The model has no LUCID layers, so it can't be run without their preconditioner.")
     return replace(config, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in config.kinds))
 
 
 def check_cuda(device: str) -> None:
-    """Check that PyTorch has a CUDA device, if one is wanted."""
+    """Raise a LucidError if ``device`` is a CUDA device and PyTorch finds none."""
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():

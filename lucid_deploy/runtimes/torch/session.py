@@ -1,4 +1,4 @@
-"""A session that runs the PyTorch model."""
+"""The session that runs the PyTorch model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TorchSession(Session[torch.Tensor]):
     Args:
         model: The model to run.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
-        rows: The model's adapters; None: it has none.
+        threads: Threads per operator, during runs of this session only; None: PyTorch's own setting.
+        rows: Selects each row's adapter; None: the model has no adapters.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TorchSession(Session[torch.Tensor]):
         return self._model
 
     def run_default_adapter(self) -> None:
-        """Let direct calls of the model, which name no adapters, run with the session's default adapter."""
+        """Make direct calls of the model, which choose no adapters, use the session's default adapter."""
         if self._rows is not None:
             self._rows.ids, self._rows.default = None, self.default_adapter
 

@@ -1,4 +1,4 @@
-"""Set PyTorch's number of threads within a context only, and refuse to run where its threads are missing."""
+"""Set PyTorch's number of threads within a context, and refuse to run in a fork, where its threads are missing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def torch_threads(number: int | None) -> Iterator[None]:
     """Let PyTorch use ``number`` threads per operator inside the context; None changes nothing.
 
     PyTorch stores the number per calling thread, so sessions in several threads do not affect each other. But a thread
-    that uses PyTorch for the first time takes the number that any thread set last. A thread that must not take
-    ``number`` has to set its own, or use PyTorch once beforehand.
+    that uses PyTorch for the first time takes the number that any thread set last. A thread that needs another number
+    has to set it, or use PyTorch once beforehand.
     """
     if number is None:
         yield
@@ -44,6 +44,6 @@ def check_threads_are_here() -> None:
         _process = os.getpid()
     elif _process != os.getpid():
         raise LucidError(
-            f"PyTorch has run with several threads in process {_process}, and this process is a fork of it: it would "
-            "hang. Start processes with spawn instead of fork, or open the model with threads=1."
+            f"PyTorch has run with several threads in process {_process}, and this process is a fork of it: PyTorch "
+            "would hang. Start processes with spawn instead of fork, or open the model with threads=1."
         )

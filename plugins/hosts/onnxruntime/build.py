@@ -20,7 +20,7 @@ ORT_ABI = 11  # increase it when the library's exports or the meaning of an oper
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
-# -ffp-contract=fast lets the compiler use fused multiply-add. It is GCC's default for C++, stated to be sure.
+# -ffp-contract=fast lets the compiler use fused multiply-add. It is GCC's default for C++, set explicitly to be sure.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
@@ -46,13 +46,13 @@ def source_hash() -> str:
 def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
     """Build the library, unless the existing one is intact and was built from the same sources.
 
-    ``output`` (None: :func:`user_ort_library`) is replaced atomically, and so, just before it, is the record beside it.
+    Atomically replaces first the record beside ``output`` (None: :func:`user_ort_library`), then ``output``.
 
     Returns:
         The library's path, and whether it was compiled now.
 
     Raises:
-        LucidError: There is no compiler, it is Clang or fails, or the folder is unknown or cannot be written.
+        LucidError: There is no compiler, it is Clang or fails, or the library's folder is unknown or not writable.
     """
     output = user_ort_library() if output is None else output
     if _is_current(output):
@@ -83,16 +83,16 @@ def check_ort_library(library: Path) -> None:
     """
     if not library.is_file():
         raise LucidError(f"There is no library of kernels {library}. Run: {BUILD_COMMAND}")
-    advice = f"Run: {BUILD_COMMAND}, or do without it: --kernels functions."
+    advice = f"Run: {BUILD_COMMAND}, or run without it: --kernels functions."
     record = _record_of(library)
     if record is None:
-        raise LucidError(f"The library {library} cannot be trusted: its record is missing or differs. {advice}")
+        raise LucidError(f"The library {library} cannot be trusted: its record is missing or does not match. {advice}")
     if record["abi"] != ORT_ABI or record["sources"] != source_hash():
         raise LucidError(f"The library of kernels {library} was built from the sources of another version. {advice}")
 
 
 def kernels_name(library: Path, wanted: str | None = None) -> str:
-    """Return which kernels a checked library runs on this processor: avx512, avx2 or portable.
+    """Return the name of the kernels that a checked library runs on this processor: avx512, avx2 or portable.
 
     Args:
         library: The library.

@@ -100,7 +100,7 @@ private:
     const char* name_; // the operator's name
 };
 
-// The session's intra-op threads, as many as its option intra_op_num_threads says.
+// Runs tasks on the session's intra-op threads (its option intra_op_num_threads).
 class SessionPool : public Pool {
 public:
     explicit SessionPool(const Context& context) : context_(context) {}

@@ -49,7 +49,7 @@ struct CustomOperator : OrtCustomOp {
         });
     }
 
-    // Calls `what` and returns what it throws as a status, or null.
+    // Calls `what` and returns its exception as a status; null if it throws none.
     template <class What>
     static OrtStatus* without_exceptions(const OrtApi& api, What what) {
         try {

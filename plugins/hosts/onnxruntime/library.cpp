@@ -1,4 +1,4 @@
-// What the library exports.
+// The functions that the library exports.
 
 #include "operators.h"
 
@@ -22,10 +22,10 @@ static std::string failure_text(const char* what) {
     return std::string("The operators of ") + lucid::table::kDomain + what;
 }
 
-// onnxruntime calls it for register_custom_ops_library.
+// Called by onnxruntime for SessionOptions.register_custom_ops_library.
 LUCID_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
     const OrtApi* api = base->GetApi(lucid::kOrtApiVersion);
-    if (api == nullptr) { // no table to create a status with: take the oldest one, whose first entry is CreateStatus
+    if (api == nullptr) { // the runtime is older: version 1 of the API, which it has, creates the error
         const OrtApi* oldest = base->GetApi(1);
         return oldest->CreateStatus(ORT_FAIL, failure_text(" need onnxruntime 1.18 or later.").c_str());
     }

@@ -8,7 +8,7 @@
 
 namespace lucid {
 
-// The oldest version with everything used here: onnxruntime 1.18. Every later one provides it.
+// The oldest API version with all functions used here, of onnxruntime 1.18; every later release provides it too.
 constexpr uint32_t kOrtApiVersion = 18;
 
 // Returns our operators for all their types; they live as long as the library.

@@ -1,7 +1,7 @@
 // The part of onnxruntime's C interface that the library uses, so that building it needs no header of onnxruntime.
 //
-// The interface is a table to which versions only append, so an entry keeps its index. The numbers below are those indices;
-// a test compares them with the real header if one is installed.
+// The interface is a table of functions to which new versions only append, so a function keeps its index. The numbers
+// below are those indices; a test compares them with the real header if one is installed.
 #pragma once
 
 #include <cstddef>
@@ -70,7 +70,7 @@ struct OrtApiBase {
     const char* (*GetVersionString)();
 };
 
-// Of version 18; later versions append.
+// As of version 18; later versions only append members.
 struct OrtCustomOp {
     uint32_t version;
     void* (*CreateKernel)(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info);

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
 # Increase it when the library's exports change, or what engines store about plugins: their attributes, and the size of
-# the workspace that they ask for when an engine is built.
+# the workspace that they request when an engine is built.
 PLUGIN_ABI = 9
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
@@ -44,7 +44,7 @@ def build_plugin(output: Path, kernels: Sequence[CompiledKernel]) -> Path:
         LucidError: There are no kernels, no compiler or no headers, or the compiler fails.
     """
     if not kernels:
-        raise LucidError("There are no compiled kernels to put into the plugin library.")
+        raise LucidError("There are no compiled kernels to embed in the plugin library.")
     compiler, tensorrt_include, cuda_include = find_compiler(), find_tensorrt_headers(), find_cuda_headers()
     output.parent.mkdir(parents=True, exist_ok=True)
     with temporary_sibling(output) as folder:
@@ -110,7 +110,7 @@ def check_kernels(
         dtype: Type of the artifact.
         head_dims: Required head widths, 16 to 256.
         float8: Whether kernels for a cache of E4M3 are required.
-        capabilities: Required compute capabilities, 86 for 8.6, as machine code or PTX.
+        capabilities: Compute capabilities, 86 for 8.6, for which machine code or PTX is required.
 
     Raises:
         LucidError: The library lacks a kernel.

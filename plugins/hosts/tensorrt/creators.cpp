@@ -114,7 +114,7 @@ LUCID_EXPORT void setLoggerFinder(ILoggerFinder* finder) noexcept
     lucid::setLoggerFinder(finder);
 }
 
-//! Version of what engines store about the plugins and of how the library is called.
+//! Version of the library's exports and of what engines store about its plugins.
 LUCID_EXPORT int32_t lucidPluginAbi() noexcept
 {
     return LUCID_PLUGIN_ABI;

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
-// The modules of all kernels, one after the other; the build names the file. PTX ends in a zero byte.
+// The modules of all kernels, one after the other, from a file that the build defines. PTX ends in a zero byte.
 asm(".pushsection .rodata\n"
     ".balign 64\n"
     "lucid_kernel_data:\n"
@@ -24,7 +24,7 @@ constexpr Kernel kKernels[] = {
 #include LUCID_KERNEL_TABLE
 };
 
-constexpr int32_t kStaticSharedLimit = 48 * 1024; // bytes; for more, loadFunction sets an attribute
+constexpr int32_t kStaticSharedLimit = 48 * 1024; // bytes; for more, loadFunction raises the kernel's limit
 
 //! Whether `kernel` runs on a device: PTX on its own compute capability and newer ones, machine code on its own and, if
 //! that is 8.x, on newer 8.x. Machine code for 9.0 and later runs on that compute capability only.

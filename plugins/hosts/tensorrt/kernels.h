@@ -23,7 +23,7 @@ struct Kernel
     int32_t sharedBytes;
     int32_t numWarps;
     int32_t blockM; //!< 0 if the kernel has none
-    int32_t blockN; //!< the same
+    int32_t blockN; //!< 0 if the kernel has none
     bool int8; //!< whether the solve splits E into bfloat16 and int8
     size_t offset; //!< offset of the module in the embedded data
 };
@@ -58,7 +58,7 @@ struct Step
 //! Loads the modules of `steps` into the context, once for each context.
 void prepare(std::vector<Step> const& steps, Device const& device);
 
-//! Launches in order. Throws std::runtime_error when the driver refuses.
+//! Launches the steps in order. Throws std::runtime_error if the driver reports an error.
 void launch(std::vector<Step> const& steps, Device const& device, CUstream stream);
 
 } // namespace lucid

@@ -69,8 +69,8 @@ bool logToTensorRT(char const* line)
 
 void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept
 {
-    // The finder's class has changed in the same way. Its virtual table tells which library it comes from, and that
-    // library's getLogger() is the same in all versions.
+    // The finder's class has changed in the same way, so it cannot be called either. The address of its virtual table
+    // identifies its library, whose getLogger() is the same in all versions.
     Dl_info info{};
     if (finder == nullptr || dladdr(*reinterpret_cast<void**>(finder), &info) == 0)
     {

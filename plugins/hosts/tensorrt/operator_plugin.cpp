@@ -61,7 +61,7 @@ int32_t OperatorPlugin::configurePlugin(
 {
     return guarded(-1, [&] {
         require(nbInputs == inputCount(), "wrong number of inputs");
-        // Batch and tokens may be unknown yet; head width and heads never are.
+        // Dynamic sizes (batch, tokens) are −1 in `desc.dims`, so check the largest ones of the optimization profile.
         Shapes largest;
         for (int32_t i = 0; i < nbInputs; ++i)
         {

@@ -1,4 +1,4 @@
-// The base of all plugins: it implements TensorRT's V3ONE interfaces with sizes, checks and launches.
+// The base class of all plugins: implements TensorRT's V3ONE interfaces by checking sizes and launching plans.
 #pragma once
 
 #include "plan.h"
@@ -24,7 +24,7 @@ struct Attributes
 
 using Make = std::unique_ptr<nvinfer1::IPluginV3> (*)(Attributes);
 
-//! Base of the plugins in the operators' tensorrt.cpp, which describe their tensors. Nothing here throws to TensorRT.
+//! Base of the plugins in the operators' tensorrt.cpp, which describe their tensors. TensorRT never sees an exception.
 class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneCore,
                        public nvinfer1::IPluginV3OneBuild,
@@ -65,12 +65,12 @@ protected:
 
     virtual int32_t inputCount() const = 0;
 
-    //! Sizes from the inputs' shapes. Throws std::invalid_argument when they do not fit together.
+    //! Returns the sizes given by the inputs' shapes. Throws std::invalid_argument if the shapes do not match.
     virtual Sizes readSizes(Shapes const& inputs) const = 0;
 
     virtual size_t workspaceBytes(Sizes const& sizes) const = 0;
 
-    //! How many bytes at the workspace's start must be zero before the first launch.
+    //! Number of bytes at the start of the workspace that must be zero before the first launch.
     virtual size_t zeroedBytes(Sizes const& sizes) const = 0;
 
     virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
@@ -103,7 +103,7 @@ private:
 //! Throws std::invalid_argument with `message` unless `holds`.
 void require(bool holds, char const* message);
 
-//! The address of a tensor as launches take it.
+//! The address of a tensor as a launch argument.
 inline CUdeviceptr address(void const* pointer)
 {
     return reinterpret_cast<CUdeviceptr>(pointer);

@@ -15,7 +15,7 @@ enum class Type
     kBFloat16
 };
 
-//! Sizes of one call; `groups` is used when decoding.
+//! Sizes of one call; `groups` is used by decode attention only.
 struct Sizes
 {
     int64_t batch;
@@ -27,16 +27,16 @@ struct Sizes
     Type type;
     float epsilon;
     float diagonal; //!< 0 for L_ii = 1, 1 for the training diagonal
-    int64_t valueWidth = kCompiledUnit; //!< of the delta rule; for other operators any valid width
+    int64_t valueWidth = kCompiledUnit; //!< used by the delta rule only
     float scale = 0.0F;
 };
 
-//! Throws std::invalid_argument that says which size is not supported.
+//! Throws std::invalid_argument if a size is not supported; the message names it.
 void checkSizes(Sizes const& sizes);
 
 int64_t ceilDiv(int64_t a, int64_t b);
 
-//! The head width that kernels compute with.
+//! The width to which kernels pad heads: a power of two, at least 32.
 int64_t paddedWidth(int64_t width);
 
 //! Elements of the widest aligned load, a divisor of the width; decode attention also has kernels for whole widths.

@@ -65,6 +65,6 @@ def make_rtx_name_resolvable() -> None:
                 os.replace(temporary, link)
         except OSError as error:
             raise LucidError(
-                f"TensorRT-RTX's parser needs the name {link}, which cannot be made ({error}). "
-                f"Make it yourself: ln -s {versioned[-1].name} {link}"
+                f"TensorRT-RTX's parser needs the link {link}, which cannot be created ({error}). "
+                f"Create it yourself: ln -s {versioned[-1].name} {link}"
             ) from error

@@ -1,7 +1,7 @@
 """Compile the Triton kernels ahead of time for every supported GPU; no GPU is needed.
 
 A variant is a kernel compiled for one type, padded head width, width unit and, for decoding, number of rows; the plugin
-chooses one by tensors' types and shapes. Separate processes compile, so that Triton's settings do not reach the caller.
+chooses one by tensors' types and shapes. Compilation runs in other processes, since it sets environment variables.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def compile_kernels(
 
     Args:
         archs: Compute capabilities, 90 for 9.0.
-        ptx: Also return PTX for compute capability 8.6 (8.9 for E4M3), for newer GPUs that no machine code fits.
+        ptx: Also return PTX of compute capability 8.6 (8.9 for E4M3), for newer GPUs that cannot run the machine code.
         select: Returns whether to compile a variant; all by default.
-        cache: Folder of cached results; None is the user's cache folder.
+        cache: Folder of cached results; None: the user's cache folder.
         jobs: Number of processes.
-        progress: Called with (finished, total, name of the last) at the start and after each variant.
+        progress: Called with (finished, total, name of the last kernel) at the start and after each variant.
 
     Returns:
         The compiled kernels, ordered by architecture and variant, PTX last.
@@ -156,7 +156,7 @@ def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def start_compiler(scratch: str) -> None:
-    """Set the environment that Triton reads on import, and let this process end with its parent.
+    """Set the environment variables that Triton reads on import, and make this process exit with its parent.
 
     Args:
         scratch: Folder for Triton's cache and for temporary files.
@@ -169,7 +169,7 @@ def start_compiler(scratch: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent does; else this process would wait forever on a queue whose other end it also holds open."""
+    """Exit with the parent; else this process would wait forever on a queue whose other end it also holds open."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -180,7 +180,7 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
     """Compile one variant in this process to machine code and, if ``arch`` is its :func:`ptx_architecture`, to PTX.
 
     Raises:
-        LucidError: Triton fails, or the kernel needs memory that is not available.
+        LucidError: Triton fails, or the kernel needs Triton's scratch memory or too much shared memory.
     """
     compiled = compile_with_triton(variant, arch)
     metadata = compiled.metadata
@@ -221,7 +221,7 @@ def compile_with_triton(variant: Variant, arch: int) -> Any:
     types = {name: _type(name, variant) for name in argument_names(variant)}
     constants = {**dict(variant.constants), **dict.fromkeys(_absent(variant))}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
-    # Pointers are multiples of 16: TensorRT and PyTorch align buffers to 256 bytes. Other arguments may be any number.
+    # Pointers are multiples of 16: TensorRT and PyTorch align buffers to 256 bytes. Other arguments have any value.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, each in enumerate(function.arg_names)

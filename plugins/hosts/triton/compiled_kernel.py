@@ -14,7 +14,7 @@ from lucid_deploy.plugins.hosts.libraries import cache_folder
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """Machine code or PTX of one variant, with the facts needed to launch it.
+    """Machine code or PTX of one variant, with the metadata needed to launch it.
 
     Attributes:
         variant: Name of the variant.

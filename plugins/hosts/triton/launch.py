@@ -51,7 +51,7 @@ def precondition(
     batch, heads, new, width = k.shape
     past = k_past.shape[2]
     if v.shape != k.shape or k_past.shape != (batch, heads, past, width) or y_past.shape != k_past.shape:
-        raise ValueError("k and v must have one shape, k_past and y_past another that differs in the tokens only")
+        raise ValueError("k and v must have the same shape, k_past and y_past the same but for the number of tokens")
     plan = plan_precondition(batch, heads, new, past, width, _dtype(k), eps, _arch(k), tuned, float(training_diagonal))
     tensors = {"K": k, "V": v, "K_past": k_past, "Y_past": y_past, "mask": _mask(mask, k, past + new)}
     tensors["Y"] = torch.empty_like(v, memory_format=torch.contiguous_format) if out is None else out
@@ -79,7 +79,7 @@ def decode_attention(
     The other arguments are those of :func:`lucid_deploy.plugins.decode_attention.torch_operator.decode_attention`.
 
     Args:
-        scales: For a cache in ``float8_e4m3fn``: factors of the rows of K and of Y, float32 ``(B, H, P, 1)`` each.
+        scales: For a cache in ``float8_e4m3fn``: scales of the rows of K and of Y, float32 ``(B, H, P, 1)`` each.
             None: the cache has the type of ``q``.
         out: Contiguous tensors to write O and Y_new into; None: new ones.
         workspace, tuned: As in :func:`precondition`.
@@ -101,9 +101,9 @@ def decode_attention(
     tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + n)}
     if scales is not None:
         if any(tensor.dtype != torch.float8_e4m3fn for tensor in (k, y)):
-            raise ValueError(f"k and y must be float8_e4m3fn beside scales, not {k.dtype} and {y.dtype}")
+            raise ValueError(f"with scales, k and y must be float8_e4m3fn, not {k.dtype} and {y.dtype}")
         if any(scale.shape != (batch, heads, past, 1) for scale in scales):
-            raise ValueError(f"scales must be {(batch, heads, past, 1)}, one a row of k and of y")
+            raise ValueError(f"scales must be {(batch, heads, past, 1)}, one per row of k and of y")
         tensors |= zip(_SCALES, scales, strict=True)
     new = torch.contiguous_format
     o, y_new = out or (torch.empty_like(q, memory_format=new), torch.empty_like(v_new, memory_format=new))
@@ -156,8 +156,8 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
 
     Args:
         plan: The launches.
-        tensors: The operator's tensors by name, on one device and of one floating-point type, except the mask, tensors
-            that are always float32, and K and Y of a cache with scales.
+        tensors: The operator's tensors by name, on one device. All have the same floating-point type except the mask,
+            tensors that are always float32, and K and Y of a cache with scales.
         workspace: uint8, at least ``plan.workspace_bytes`` long, with any contents; None: new memory.
 
     Raises:
@@ -171,14 +171,14 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     float8 = ("K", "Y") if _SCALES[0] in tensors else ()
     floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *float32, *float8)}
     if len(set(floats.values())) != 1:
-        raise ValueError(f"all tensors must have one type, not {floats}")
+        raise ValueError(f"all floating-point tensors must have the same type, not {floats}")
     if wrong := [name for name in float32 if name in tensors and tensors[name].dtype != torch.float32]:
         raise ValueError(f"{', '.join(wrong)} must be float32")
     if not all(tensors[name].is_contiguous() for name in plan.outputs):
         raise ValueError(f"the outputs {plan.outputs} must be contiguous")
     device = tensors[plan.outputs[0]].device
     if device.type != "cuda" and not _interpreted():
-        raise ValueError(f"the kernels run on CUDA tensors, not on {device.type}; TRITON_INTERPRET=1 interprets them")
+        raise ValueError(f"the kernels run on CUDA tensors, not on {device.type}; set TRITON_INTERPRET=1 for the CPU")
     if workspace is None:
         workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
     if workspace.numel() < plan.workspace_bytes:

@@ -1,7 +1,7 @@
-"""Importing this module registers Triton kernels for CUDA tensors: the solve, decode attention and the delta rule.
+"""Register Triton kernels for CUDA tensors on import: for the preconditioner, decode attention and the delta rule.
 
-On the GPU too, PyTorch computes ``reference`` and calls that the kernels do not support: :func:`unsupported_reason`,
-more than MOST_NEW new tokens in decode attention, or a log_decay or state that is not float32.
+PyTorch still computes the implementation ``reference``, and calls that the kernels do not support: those with an
+:func:`unsupported_reason`, more than MOST_NEW new tokens in decode attention, or log_decay or state not in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def use_kernels(device_type: str = "cuda") -> None:
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
-    """Return why the kernels do not support these tensors, of which the first is ``(B, H, T, D)``; None if they do."""
+    """Return why the kernels do not support tensors, the first of which is ``(B, H, T, D)``; None if they do."""
     first = tensors[0]
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
     if len(kinds) > 1 or not kinds <= set(FLOATS):
@@ -49,7 +49,7 @@ def device_unsupported_reason(device: torch.device) -> str | None:
     """Return why the kernels cannot run on a device; None if they can. Warns once per device if Triton is missing."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')
-        reason = f"Triton is not installed; {line} brings it for Linux"
+        reason = f"Triton is not installed; {line} installs it on Linux"
         warnings.warn(f"PyTorch computes LUCID's operators on {device}, which is slower: {reason}.", stacklevel=2)
         return reason
     if torch.version.hip is not None:

@@ -65,7 +65,7 @@ def test_few_rows_have_variants_for_one_width(dtype, arch):
         ({"groups": 0}, "groups must be at least 1"),
         ({"new": 17}, "up to 16 new tokens are supported, not 17"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
-        ({"width": 68, "float8": True}, "head width 68 is not supported: with a cache of E4M3 multiples of 8 are"),
+        ({"width": 68, "float8": True}, "head width 68 is not supported: an E4M3 cache needs a multiple of 8"),
         ({"arch": 86, "float8": True}, "compute capability 8.6 has no E4M3"),
     ],
 )

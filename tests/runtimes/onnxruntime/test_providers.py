@@ -88,7 +88,7 @@ def test_a_provider_that_does_not_start_is_an_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt(starts=False))
     use_library(monkeypatch, tmp_path)
-    with pytest.raises(LucidError, match=rf"{NAMES[provider]} does not start, and onnxruntime .* went on with {CPU}"):
+    with pytest.raises(LucidError, match=rf"{NAMES[provider]} does not start, and onnxruntime .* fell back to {CPU}"):
         open_session(artifact, provider=provider)
     result = CliRunner().invoke(main, ["verify", str(artifact.directory), "--provider", provider])
     assert (result.exit_code, result.stdout) == (2, "")
@@ -128,7 +128,7 @@ def test_unsupported_providers_devices_and_artifacts_are_refused(exported: Expor
         open_session(artifact, device="tpu", provider="cuda")
     with pytest.raises(LucidError, match="--provider cuda takes artifacts whose type is float32 or float16, and"):
         open_session(exported("bfloat16", tie_word_embeddings=True)[1], provider="cuda")
-    with pytest.raises(LucidError, match=r"tensorrt keeps cached tensors of the sort rows or state; .* the sort ring"):
+    with pytest.raises(LucidError, match=r"tensorrt supports cached tensors of the sort rows or state; .* sort ring"):
         open_session(exported(**MIXED)[1], provider="tensorrt")
     with pytest.raises(LucidError, match=r"cuda takes artifacts whose cache is growing.* Export without --cache and"):
         open_session(exported(cache="static")[1], provider="cuda")

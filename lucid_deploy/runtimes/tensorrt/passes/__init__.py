@@ -1,1 +1,1 @@
-"""Passes over ``onnx_ir`` models that TensorRT alone needs. Each docstring says what it requires and what results."""
+"""Passes over ``onnx_ir`` models that only TensorRT needs. Docstrings say what a pass requires and what results."""

@@ -1,4 +1,4 @@
-"""Write attention as TensorRT takes it: standard ``Attention`` in the model's type, or ``MatMul`` and ``Softmax``."""
+"""Rewrite attention for TensorRT: standard ``Attention`` in the model's type, or ``MatMul`` and ``Softmax``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _visible(graph: ir.Graph, chain: NodeChain, query: ir.Value, mask: ir.Value)
 def half_attention(model: ir.Model) -> bool:
     """Bypass the casts to float32 around ``Attention`` in half-precision graphs.
 
-    The graphs ask for float32 because of the softmax. TensorRT's fused attention computes it in float32 whatever
+    The graphs have these casts for the softmax. TensorRT's fused attention computes it in float32 whatever
     the type of its tensors, and TensorRT-RTX 1.7 fails on the form with casts (an internal error in its fusion).
     Requires: nothing; attention without such casts is left alone.
     Result: no ``Attention`` that only one node reads lies between casts from and to one half type.
@@ -102,7 +102,7 @@ def half_attention(model: ir.Model) -> bool:
 def decomposable_attention(model: ir.Model) -> int:
     """Mark ``Attention`` nodes with ``TRT_decomposable``, so that TensorRT may compute each by several kernels.
 
-    ONNX does not know this attribute: its checker and onnxruntime refuse the graph from then on.
+    The attribute is not part of ONNX: ONNX's checker and onnxruntime refuse graphs that have it.
     Requires: nothing.
     Result: every standard ``Attention`` of the graph has the attribute.
 
@@ -118,8 +118,8 @@ def decomposable_attention(model: ir.Model) -> int:
 def explicit_attention(model: ir.Model) -> bool:
     """Replace the standard ``Attention`` by ``MatMul``, ``Where`` and ``Softmax``.
 
-    TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the parsing program
-    marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
+    TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the program that parses
+    the graph marks it as decomposable. This form needs no mark, but memory for the scores, ``(B, H, N, T)`` in the
     attention's type, for the layer that is being computed.
     Requires: such nodes have four inputs of four axes, one output, a known type, number and width of heads, no
     attribute other than 0 (else ``ValueError``), and a bool mask of one head. A row that may see no token gives NaN.

@@ -1,4 +1,4 @@
-"""Write caches as TensorRT takes them: an FP8 cache without casts, and buffers of a known length."""
+"""Rewrite caches for TensorRT: an FP8 cache without casts, and buffers of a fixed length."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def float8_cache(model: ir.Model) -> bool:
     """Replace casts to and from E4M3 by ``QuantizeLinear`` and ``DequantizeLinear`` with the scale 1.
 
     In TensorRT-RTX 1.7 only these two and ``Concat`` may return E4M3, and only they and plugins may read it; a ``Cast``
-    is refused. ONNX's ``Concat`` takes no E4M3, so graphs join caches by way of float16, which is undone here.
-    Requires: what is cast to E4M3 is float32, except in a join; nothing lies beyond 448.
+    is refused. ONNX's ``Concat`` takes no E4M3, so graphs concatenate caches in float16; this is undone here.
+    Requires: what is cast to E4M3 is float32, except after a ``Concat``; no magnitude is above 448.
     Result: no ``Cast`` has E4M3 on either side; every value is as it was.
 
     Returns:
@@ -78,7 +78,7 @@ def _target(node: ir.Node) -> ir.DataType:
 
 
 def _join(model: ir.Model, node: ir.Node) -> bool:
-    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves and return True."""
+    """If a cast to E4M3 follows a Concat in another type, concatenate the E4M3 values and return True."""
     source = node.inputs[0]
     joined = None if source is None else source.producer()
     if joined is None or joined.op_type != "Concat" or len(joined.outputs[0].uses()) != 1:
@@ -95,7 +95,7 @@ def _join(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _replace(model: ir.Model, cast: ir.Node, operator: str, scale_type: ir.DataType) -> None:
-    """Put an operator with the scale 1 in the place of a cast."""
+    """Replace a cast by an operator with the scale 1."""
     one = constant(model.graph, f"one_{scale_type.name.lower()}", np.ones((), scale_type.numpy()))
     zero = constant(model.graph, "zero_float8", np.zeros((), _FLOAT8.numpy()))
     cast.outputs[0].type = ir.TensorType(_target(cast))

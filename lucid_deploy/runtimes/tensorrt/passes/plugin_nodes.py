@@ -1,4 +1,4 @@
-"""Lead TensorRT's parser to the plugins that compute our operators."""
+"""Make TensorRT's parser use our plugins for our operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lucid_deploy.plugins.table import DOMAIN, IN_TENSORRT, VERSION
 
 _OPERATORS = tuple(each.name for each in IN_TENSORRT)
 _OPTIONAL = {each.name: [one for one in each.attributes if one.default is not None] for each in IN_TENSORRT}
-PROVIDER_DOMAIN = "trt.plugins"  # in which onnxruntime registers every plugin of TensorRT's registry as an operator
+PROVIDER_DOMAIN = "trt.plugins"  # onnxruntime registers every plugin of TensorRT's registry as an operator of it
 
 
 def strip_bodies(model: ir.Model) -> bool:

@@ -21,12 +21,12 @@ def test_tensors_on_the_cpu_are_refused_outside_the_interpreter():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda k: precondition(k, k[:, :, :1]), "k and v must have one shape"),
+        (lambda k: precondition(k, k[:, :, :1]), "k and v must have the same shape"),
         (lambda k: precondition(k.double(), k.double()), "the kernels take float32, float16, bfloat16, not float64"),
         (lambda k: precondition(k, k, mask=torch.ones(1, 5, dtype=torch.bool)), r"mask must be bool \(1, 4\)"),
         (lambda k: decode_attention(k, k, k, k, k[:, :, 1:]), "do not fit together"),
         (lambda k: decode_attention(k[:, :, :1], k, k, k, k), "as many new tokens as q has"),
-        (lambda k: decode_attention(*[k] * 5, scales=(k[..., :1],) * 2), "must be float8_e4m3fn beside scales"),
+        (lambda k: decode_attention(*[k] * 5, scales=(k[..., :1],) * 2), "k and y must be float8_e4m3fn"),
         (
             lambda k: decode_attention(*[k] * 3, *[k.to(torch.float8_e4m3fn)] * 2, scales=(k, k)),
             r"scales must be \(1, 1, 4, 1\)",
