@@ -20,13 +20,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
 )
 from lucid_deploy.artifact.quantized_bytes import unpack
-
-NAME = "model.layers.0.mlp.up_proj.weight"
-
-
-def record(scheme: str, form: str, shape: tuple[int, int], block: int) -> Quantization:
-    bits = {"int8": 8, "int4": 4}[scheme]
-    return Quantization(scheme, bits, form, "float", {NAME: QuantizedTensor(shape, block)}, (), "a tool")
+from tests.artifact.test_quantized_bytes import NAME, record
 
 
 def test_a_row_of_an_embedding_is_another_view_of_the_same_bytes() -> None:

@@ -21,15 +21,10 @@ from transformers import (
     SmolLM3Config,
 )
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 200,
-}
+from tests.model.config_samples import LLAMA
+
+SMALL: dict[str, Any] = {**LLAMA, "max_position_embeddings": 200}
+del SMALL["model_type"]
 _TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 THREE = {**SMALL, "num_hidden_layers": 3, **_TOKENS}
 _LOCAL = {"rope_type": "default", "rope_theta": 1e3}

@@ -20,10 +20,7 @@ from lucid_deploy.plugins.table import Tensor as Parameter
 
 INSTRUCTIONS = ("avx512", "avx2", "portable")
 FACTOR = 3  # of the error of the dense float32 path; both against float64
-FLOOR = {
-    "float32": 2e-7,
-    "float16": 5e-4,
-}  # a unit in the last place, for cases where the dense path happens to be exact
+FLOOR = {"float32": 2e-7, "float16": 5e-4}  # a unit in the last place, where the dense path happens to be exact
 
 
 def runnable(library: Path) -> list[str]:

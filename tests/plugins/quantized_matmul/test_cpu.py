@@ -238,12 +238,7 @@ def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad, moved):
     [
         ("zero_points", 0, (2, 64), "QuantizedMatMulZeroPoints: the blocks of W must cover"),
         ("zero_points", 0, (2, 0), "the blocks of W must cover"),
-        (
-            "zero_points",
-            1,
-            (40, 12, 4),
-            "the blocks of W must cover the last axis of X, each with a multiple of 16",
-        ),
+        ("zero_points", 1, (40, 12, 4), "the blocks of W must cover the last axis of X, each with a multiple of 16"),
         ("zero_points", 2, (40, 2), "scales needs one number per block of W"),
         ("zero_points", 2, (39, 3), "scales needs one number per block of W"),
         ("zero_points", 3, (40, 1), "zero_points needs one number per block of W"),
