@@ -63,9 +63,9 @@ def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind:
     least = LEAST_CAPABILITY[kind]
     if lacking := sorted(number for number in capabilities if number < least):
         raise LucidError(
-            f"GPUs of compute capability {', '.join(map(dotted, lacking))} have no {kind}, in which the {what} of "
-            f"{artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer have. {instead} for "
-            "them."
+            f"GPUs of compute capability {', '.join(map(dotted, lacking))} do not support {kind}, in which the {what} "
+            f"of {artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer do. {instead} for "
+            "the older ones."
         )
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.hosts.compiler import find_compiler, run_compiler
-from lucid_deploy.plugins.hosts.onnxruntime.build import FLAGS, ORT_ABI, PLUGINS
-from tests.plugins.quantized_matmul.test_cpu import KINDS, Problem, with_dots
+from lucid_deploy.plugins.hosts.onnxruntime.build import FLAGS, ORT_ABI, PLUGINS, has_dots, kernels_name
+from tests.plugins.quantized_matmul.test_cpu import KINDS, Problem
 
 # QuantizedMatMulArguments of cpu.h.
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_size_t
@@ -27,7 +27,7 @@ class Arguments(ctypes.Structure):
 @pytest.fixture(scope="module")
 def emulated(cpu_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the library of AVX-512 kernels with emulated tiles."""
-    if "avx512" not in with_dots(cpu_library):
+    if kernels_name(cpu_library) != "avx512" or not has_dots(cpu_library):
         pytest.skip("a processor without AVX-512 VNNI")
     path = tmp_path_factory.mktemp("amx") / "emulated.so"
     source = Path(__file__).with_name("emulated_tiles.cpp")

@@ -129,7 +129,7 @@ def change_manifest(folder: Path, **changes: Any) -> None:
 
 
 def test_engines_of_another_tensorrt_version_are_refused(damaged: tuple[Artifact, Path]) -> None:
-    with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* and 9\.9 is.*lucid-deploy build .*--overwrite"):
+    with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* but 9\.9 is.*lucid-deploy build .*--overwrite"):
         open_engines(damaged[0], "tensorrt-rtx", "9.9")
 
 

@@ -125,7 +125,7 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
         ("fp8", "fp8-static", (89, 90, 120), None),
         ("fp8", "float", (80, 86, 89), r"compute capability 8\.0, 8\.6 do not support fp8, .* 8\.9 and newer do"),
         ("nvfp4", "float", (120,), None),
-        ("nvfp4", "float", (89, 120), r"compute capability 8\.9 have no nvfp4"),
+        ("nvfp4", "float", (89, 120), r"compute capability 8\.9 do not support nvfp4"),
         ("fp8", "fp8-token", (), r"no layer for that.*--quantize stored --activations float"),
         ("fp8", "fp8-group", (89,), r"no layer for that.*--quantize stored --activations float"),
         ("int8", "float", (80,), None),
