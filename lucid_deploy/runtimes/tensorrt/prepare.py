@@ -64,8 +64,8 @@ def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind:
     if lacking := sorted(number for number in capabilities if number < least):
         raise LucidError(
             f"GPUs of compute capability {', '.join(map(dotted, lacking))} do not support {kind}, in which the {what} "
-            f"of {artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer do. {instead} for "
-            "the older ones."
+            f"of {artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer do. {instead} "
+            "for the older ones."
         )
 
 
