@@ -1,1 +1,1 @@
-"""Multiply each row by the matrix of its expert, in a mixture of experts."""
+"""The products of a mixture of experts: each row times the matrix of its expert."""

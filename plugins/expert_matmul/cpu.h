@@ -1,11 +1,11 @@
-// Arguments of the products of experts on the CPU. Tensors are contiguous; T is float or Half.
+// Arguments of the CPU kernels for experts' products. Tensors are contiguous; T is float or Half.
 #pragma once
 
 #include "shared/cpu_types.h"
 
 namespace lucid {
 
-// The rows of one expert among the rows sorted by expert.
+// The range of one expert's rows after sorting all rows by expert.
 struct ExpertRows {
     size_t expert, first, rows;
 };

@@ -1,14 +1,14 @@
-// The products of rows and the matrices of their experts: a task multiplies the rows of one expert by some rows of its
-// matrix, as the product by a transposed weight does. Matrices that no row chose are not read.
+// The products of rows and their experts' matrices: each task multiplies one expert's rows by some rows of its matrix,
+// as weight_matmul_transposed does. Matrices of experts without rows are not read.
 
 template <class T>
 struct ExpertJob {
     const ExpertMatMulArguments<T>& a;
-    const float* x; // [rows, stride], sorted by expert, zeros after the depth
+    const float* x; // [rows, stride], sorted by expert, padded with zeros
     size_t stride;
     T* o;           // [rows, columns], sorted by expert
     size_t parts;   // tasks per expert
-    size_t width;   // rows of the matrix that a task takes
+    size_t width;   // rows of the matrix per task, at most
 };
 
 template <class T>
@@ -18,7 +18,7 @@ void expert_task(void* data, size_t index) {
     const ExpertRows& own = a.chosen[index / job.parts];
     size_t first = index % job.parts * job.width, end = std::min(first + job.width, a.columns);
     size_t groups = (own.rows + kMostRowsTransposed - 1) / kMostRowsTransposed;
-    // A single group of rows of x runs through a task's whole part of the matrix; several take turns on small pieces.
+    // A single group of rows of x processes all of the task's matrix rows; several take turns on small pieces of them.
     size_t step = groups == 1 ? job.width : std::max<size_t>(24, (size_t{1} << 15) / std::max<size_t>(a.depth, 1));
     for (size_t c = first; c < end; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {
@@ -33,7 +33,7 @@ void expert_task(void* data, size_t index) {
 template <class T>
 void expert_matmul(const ExpertMatMulArguments<T>& a, const Pool& pool) {
     if (a.rows == 0 || a.columns == 0) return;
-    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // as for the product by a transposed weight
+    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // as in weight_matmul_transposed
     Zeros<float> x(a.rows * stride);
     Zeros<T> o(a.rows * a.columns);
     for (size_t place = 0; place < a.rows; ++place)

@@ -1,13 +1,13 @@
-// The products of rows and experts' matrices in blocks of 4 or 8 bits. A matrix's numbers become floats in registers
-// and are multiplied there with several rows of X, which are not rounded.
+// The products of rows and experts' matrices quantized in blocks to 4 or 8 bits. The matrix elements are converted to
+// float in registers and multiplied there by several rows of X, which are not rounded.
 //
-// Vector lanes hold bytes of a row of a matrix. With 4 bits a vector of bytes gives two vectors of numbers: the lower
-// halves and the upper halves. X is copied into this order. Each element is summed in one order for any number of rows.
+// Vector lanes hold bytes of a matrix row. With 4 bits, a vector of bytes gives two vectors of elements: the low halves
+// and the high halves; X is copied into this order. Sums are added in the same order for any number of rows.
 
 constexpr int kMostRowsQuantized = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
 constexpr size_t kExpertsAhead = 2048;                   // distance in bytes at which a matrix is prefetched
 
-// kLanes bytes as whole numbers. GCC's own conversion goes through them one by one.
+// Returns kLanes bytes as int32. GCC's __builtin_convertvector would convert them one by one.
 LUCID_INLINE Integers widen_bytes(const uint8_t* from) {
 #if LUCID_LANES == 16
     return reinterpret_cast<Integers>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
@@ -21,17 +21,17 @@ LUCID_INLINE Integers widen_bytes(const uint8_t* from) {
 #endif
 }
 
-// The lowest four bits of each element, less 8.
+// Returns the low four bits of each element, minus 8.
 LUCID_INLINE Vector centered_nibbles(Integers whole) {
 #if LUCID_LANES == 16
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(whole), values); // it reads only four bits of an index
+    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(whole), values); // reads only the low four bits of an index
 #else
     return __builtin_convertvector((whole & 15) - 8, Vector);
 #endif
 }
 
-// Rows of X, with elements in the order of a matrix's bytes, and the sums of their blocks, lane by lane.
+// Rows of X, reordered to match a matrix's bytes, and the sums of their blocks, one per lane.
 struct BlockRows {
     const float* x;    // [rows, stride]
     size_t stride;
@@ -58,7 +58,7 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const BlockRows& rows, 
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) {
                 const uint8_t* from = w + c * blocks * bytes + at;
-                __builtin_prefetch(from + kExpertsAhead, 0, 2); // of this or a later row
+                __builtin_prefetch(from + kExpertsAhead, 0, 2); // in this or a later row
                 Integers whole = widen_bytes(from);
                 if constexpr (Bits == 8) {
                     numbers[0][c] = __builtin_convertvector(whole - 128, Vector);
@@ -99,7 +99,7 @@ LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t 
         if (count != R) {
             multiply_quantized<Bits, HasOffsets, R - 1>(count, columns, o, o_stride, rows, w, scales, offsets, blocks, bytes);
         } else {
-            constexpr int C = R == 2 ? 2 : 1; // 1: row by row, as cpu_transposed.inl reads short rows
+            constexpr int C = R == 2 ? 2 : 1; // 1: row by row, as cpu_transposed.inl does for short rows
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
                 multiply_blocks<Bits, R, C, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,
@@ -142,8 +142,8 @@ void quantized_expert_task(void* data, size_t index) {
 
 template <size_t Bits, bool HasOffsets, class T, class S>
 void quantized_expert_matmul_of(const QuantizedExpertArguments<T, S>& a, const Pool& pool) {
-    constexpr size_t per = 8 / Bits, lines = kLanes * per; // numbers in a byte, and in a vector of bytes
-    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // no power of two, as in weight_matmul_transposed
+    constexpr size_t per = 8 / Bits, lines = kLanes * per; // elements in a byte, and in a vector of bytes
+    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // not a power of two, as in weight_matmul_transposed
     Zeros<float> x(a.rows * stride);
     Zeros<T> o(a.rows * a.columns);
     for (size_t place = 0; place < a.rows; ++place)

@@ -1,8 +1,8 @@
-"""The product of each row with its expert's matrix in standard ONNX operators, so that every runtime can run it.
+"""The products of a mixture of experts in standard ONNX operators, so that every runtime can run them.
 
 onnxscript compiles the Python below to ONNX functions; it never runs as Python.
 
-``R`` rows, ``E`` experts, ``K`` depth, ``N`` columns, ``B`` blocks.
+R: rows, E: experts, K: depth, N: columns, B: blocks, r: rows of one expert.
 """
 # mypy: ignore-errors
 
@@ -21,13 +21,13 @@ TRUE = onnx.numpy_helper.from_array(np.array(True))
 
 @script(_LUCID, default_opset=op)
 def ExpertMatMul(X, expert, W):
-    """Sort the rows by expert, multiply those of each chosen expert by its matrix, and restore their order."""
+    """Sort the rows by expert, multiply each expert's rows by its matrix, and restore their order."""
     zero = op.Constant(value_ints=[0])
     rows = op.Shape(expert)
     chosen, _first, _inverse, counts = op.Unique(expert, axis=0, sorted=1)
     ends = op.CumSum(counts, op.Constant(value_int=0))
     row = op.Range(0, op.Squeeze(rows), 1)
-    _keys, order = op.TopK(expert * rows + row, rows, largest=0)  # equal experts in the order of their rows
+    _keys, order = op.TopK(expert * rows + row, rows, largest=0)  # a stable sort by expert
     sorted_rows = op.Gather(X, order)
     none = op.Expand(0.0, op.Concat(zero, op.Shape(W, start=1, end=2), axis=0))  # (0, N)
 
@@ -47,7 +47,7 @@ def ExpertMatMul(X, expert, W):
 
 @script(_LUCID, default_opset=op)
 def QuantizedExpertMatMul(X, expert, W, scales):
-    """Do as ``ExpertMatMul`` does, but dequantize the matrix of each chosen expert just before its product."""
+    """Compute ``ExpertMatMul``, dequantizing the matrix of each expert that has rows just before its product."""
     zero = op.Constant(value_ints=[0])
     rows = op.Shape(expert)
     chosen, _first, _inverse, counts = op.Unique(expert, axis=0, sorted=1)
@@ -78,7 +78,7 @@ def QuantizedExpertMatMul(X, expert, W, scales):
         one = op.Gather(chosen, i)
         packed = op.Reshape(op.Gather(W, one, axis=0), by_block)  # (N·B, bytes)
         scale = op.Cast(op.Reshape(op.Gather(scales, one, axis=0), each), to=1)
-        # The upper half stays in place, 16 times as large: OpenVINO computes BitShift as a division, which rounds.
+        # High bits are not shifted; their scale is divided by 16 instead, since OpenVINO's BitShift divides and rounds.
         low = op.DequantizeLinear(op.BitwiseAnd(packed, low_bits), scale, low_zeros, axis=0)
         high = op.DequantizeLinear(op.BitwiseAnd(packed, high_bits), scale / 16.0, high_zeros, axis=0)
         both = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # (N·B, bytes, 2)

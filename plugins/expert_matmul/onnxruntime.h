@@ -8,7 +8,7 @@
 
 namespace lucid {
 
-// Rows in the order of their experts, and the experts that have rows.
+// The rows sorted by expert, and the experts that have rows.
 struct SortedRows {
     std::vector<size_t> order;
     std::vector<ExpertRows> chosen;

@@ -1,4 +1,4 @@
-"""Each row times its expert's matrix: PyTorch operator ``lucid::expert_matmul``, which tracing keeps as one node."""
+"""Experts' products as the PyTorch custom operator ``lucid::expert_matmul``, which stays one node in a traced graph."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def expert_matmul(x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
         weight: The experts' matrices, ``(E, N, K)``.
 
     Returns:
-        ``(R, N)`` in the type of ``x``. Differentiable.
+        ``(R, N)`` in the dtype of ``x``. Differentiable.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not match.
     """
     if x.dim() != 2 or weight.dim() != 3 or expert.shape != x.shape[:1] or weight.shape[2] != x.shape[1]:
         shapes = f"x {tuple(x.shape)}, expert {tuple(expert.shape)} and weight {tuple(weight.shape)}"

@@ -1,4 +1,4 @@
-"""Write rows into a cache buffer: PyTorch custom operator ``lucid::scatter_row``, which tracing keeps as one node."""
+"""The PyTorch custom operator ``lucid::scatter_row``: write rows into a cache buffer, as one node in a traced graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_deploy.plugins.table import SCATTER_ROW
 
 
 def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """Return a copy of the buffer with new rows; exported as ``TensorScatter`` or, at opset 23, ``ScatterElements``.
+    """Write new rows into a copy of a buffer; exported as ``TensorScatter`` or, at opset 23, ``ScatterElements``.
 
     Args:
         cache: The buffer, ``(B, H, M, D)``.
@@ -18,7 +18,7 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
         index: Int64 ``(B,)``: the position of the first new row, at most M − N.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not match.
     """
     batch, heads, _, width = cache.shape
     if (row.shape[0], row.shape[1], row.shape[3]) != (batch, heads, width) or index.shape != (batch,):

@@ -1,6 +1,6 @@
 // The product of a few rows and a weight, which is read once and not copied.
 //
-// Vector lanes hold columns. kAtOnce rows of the weight are read side by side, from left to right, as a few long streams
+// Vector lanes hold columns. kAtOnce rows of the weight are read side by side, left to right, as a few long streams
 // of memory. They are multiplied by R rows of X, whose sums are in a cache. For further groups of R rows of X, the
 // weight's rows are in a cache already. Each group prefetches a share of the next rows (small groups all of them).
 //
