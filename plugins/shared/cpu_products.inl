@@ -1,11 +1,11 @@
 // The two matrix products of the CPU kernels for several tokens, scores and weighted sums, with sums in registers.
 //
-// Scores: each lane of a vector holds another row of a tile (a query, or a key whose Y is solved for), and the loop goes
-// over columns (earlier keys). So scores are stored transposed, [column][row], and maxima and sums over columns take no
-// operation across lanes. Weighted sums: lanes hold elements of a row of values. Neither K nor Y has to be packed.
+// Scores: each lane of a vector belongs to a different row of a tile (a query, or a key whose Y is solved for), and the
+// loop runs over columns (earlier keys). Scores are stored transposed, [column][row], so maxima and sums over columns
+// need no operation across lanes. Weighted sums: lanes hold elements of a row of values. K and Y need not be packed.
 
-constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup …
-constexpr size_t kColumns = 96;                         // … and columns
+constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup
+constexpr size_t kColumns = 96;                         // columns of a tile
 constexpr size_t kPanel = LUCID_PANEL_VECTORS * kLanes; // rows of the first product held in registers
 constexpr size_t kGroup = 6;                            // rows of the second product held in registers
 static_assert(kRows % kPanel == 0 && kRows % kGroup == 0, "tiles are whole");
@@ -30,8 +30,8 @@ LUCID_INLINE void score(Vector (&scores)[C][V], const float* keys, size_t width,
     }
 }
 
-// Calls finish(column, scores of V vectors) for every column of a tile of V vectors of rows. It computes C columns at a
-// time, and the rest by C/2, C/4 …: a single column would wait for the latency of its own sums.
+// Calls finish(column, scores of V vectors) for every column of a tile with V vectors of rows. It computes C columns at
+// a time, and the rest C/2, C/4, … at a time: a single column would be bound by the latency of its own sums.
 template <int V, int C = LUCID_PANEL_COLUMNS, class Finish>
 LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width, const float* rows, size_t stride,
                                 Finish finish, size_t column = 0) {
@@ -53,9 +53,9 @@ struct Weights {
     Weights row(size_t first) const { return {at + first * row_step, row_step, column_step}; }
 };
 
-// Calls merge(r, sum, total) to update sum = sums[r][u] by total = Σ_c weights[r, c] · values[c][u], for R rows and U vectors
-// of the width. The total starts at zero and is merged once at the end: adding single terms to a large sum would round them
-// to the sum's precision.
+// Calls merge(r, sum, total) to update sum = sums[r][u] with total = Σ_c weights[r, c] · values[c][u], for R rows and U
+// vectors of the width. The total starts at zero and is merged once at the end: adding terms one by one to a large sum
+// would round each of them to the sum's precision.
 template <int R, int U, class Merge>
 LUCID_INLINE void weigh(float* sums, size_t sums_stride, Weights weights, size_t columns, const float* values,
                         size_t values_stride, Merge merge) {

@@ -1,4 +1,4 @@
-// Copies rows of K, Y and V to float32 tiles: converted, padded to whole vectors, with zeros for padding tokens.
+// Copies rows of K, Y and V to float32 tiles, padded with zeros to whole vectors; rows of padding tokens become zero.
 
 LUCID_INLINE float to_float(float value) { return value; }
 LUCID_INLINE void from_float(float& to, float value) { to = value; }
@@ -13,7 +13,7 @@ LUCID_INLINE void from_float(Half& to, float value) { to.bits = float_to_half(va
 
 LUCID_INLINE float to_float(int8_t value) { return value; }
 
-// kLanes elements of memory as floats.
+// Loads kLanes elements and converts them to float.
 LUCID_INLINE Vector widen(const float* from) { return load(from); }
 #if LUCID_LANES == 16
 LUCID_INLINE Vector widen(const Half* from) {
@@ -38,7 +38,7 @@ LUCID_INLINE Vector widen(const S* from) {
 }
 #endif
 
-// An array of zeros. Not std::vector: the linker may use one file's copy of its code in files for older processors.
+// An array of zeros. Not std::vector: the linker may keep its AVX-512 code also for files compiled for older processors.
 template <class T>
 class Zeros {
 public:
@@ -70,10 +70,10 @@ private:
     float* data_;
 };
 
-// Scratch memory of one task, which its thread keeps for the next one.
+// Scratch memory of one task; its thread keeps the memory for its next task.
 class Scratch {
 public:
-    // Starts with room for `floats` floats in `pieces` pieces, each of which may need 64 bytes for alignment.
+    // Provides `floats` floats in `pieces` pieces, each of which may need 64 more bytes for alignment.
     explicit Scratch(size_t floats, size_t pieces) {
         thread_local Memory memory;
         size_t bytes = (floats + 16 * pieces) * sizeof(float) + 64;
@@ -81,7 +81,7 @@ public:
             std::free(memory.data);
             memory.data = std::aligned_alloc(64, rounded_up(bytes, 64));
             memory.size = memory.data == nullptr ? 0 : bytes;
-            if (memory.data == nullptr) std::abort(); // no way to report from a thread of the pool
+            if (memory.data == nullptr) std::abort(); // pool threads cannot report errors
         }
         next_ = static_cast<float*>(memory.data);
     }
@@ -101,7 +101,7 @@ private:
     float* next_;
 };
 
-// Copies `count` rows of `width` to a tile of stride `padded`, the rest zero; rows whose mask is false become zero.
+// Copies `count` rows of `width` elements to a tile with rows of `padded` elements; padding and masked rows are zero.
 template <class T>
 void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t count, const bool* mask) {
     for (size_t row = 0; row < count; ++row) {
@@ -114,8 +114,8 @@ void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t c
     }
 }
 
-// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for those from `count`
-// up to `rounded`, a multiple of kLanes.
+// Copies rows to columns: tile[k][row] = scale · rows[row][k]; 0 for masked rows and for rows `count` to `rounded` − 1.
+// `rounded` is a multiple of kLanes.
 template <class T>
 void copy_transposed(float* tile, size_t stride, const T* rows, size_t width, size_t count, size_t rounded,
                      const bool* mask, float scale) {
@@ -141,7 +141,7 @@ void copy_transposed(float* tile, size_t stride, const T* rows, size_t width, si
     }
 }
 
-// Writes `count` rows of a tile of stride `padded` as T.
+// Converts `count` rows of a tile, `padded` elements each, to T.
 template <class T>
 void write_rows(T* rows, size_t width, const float* tile, size_t padded, size_t count) {
     for (size_t row = 0; row < count; ++row) {
@@ -166,7 +166,7 @@ const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, c
     return room;
 }
 
-// Returns −log L_ii of a key whose 1 / sqrt(mean(K²) + eps) is `norm`: 0 for `diagonal` 0, the training value for 1.
+// Returns −log L_ii of a key, where `norm` is 1 / sqrt(mean(K²) + eps): 0 if `diagonal` is 0, the training value if 1.
 inline float log_row_factor(float norm, float root_d, float epsilon, float diagonal) {
     return diagonal == 0.0f ? 0.0f : diagonal * root_d * epsilon * norm * norm;
 }

@@ -6,12 +6,12 @@
 
 namespace lucid {
 
-// A float16 number as it lies in memory; all arithmetic is in float32.
+// A float16 number in memory; all arithmetic is in float32.
 struct Half {
     uint16_t bits;
 };
 
-// The caller's threads: run calls task(data, 0) … task(data, count - 1) on them, in any order, and waits for all.
+// The caller's thread pool: run calls task(data, 0) … task(data, count - 1), in any order, and waits for all of them.
 class Pool {
 public:
     virtual ~Pool() = default;

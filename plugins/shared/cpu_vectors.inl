@@ -14,7 +14,7 @@ LUCID_INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>
 LUCID_INLINE Vector broadcast(float value) { return value - Vector{}; }
 LUCID_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
-// Keeps a loaded vector in a register: else the compiler may load it again for each of its uses, which takes more time.
+// Keeps a loaded vector in a register; otherwise the compiler may load it again for each use, which is slower.
 LUCID_INLINE void hold(Vector& value) {
 #if LUCID_LANES == 16
     asm("" : "+v"(value));
@@ -27,7 +27,7 @@ LUCID_INLINE void hold(Vector& value) {
 #endif
 }
 
-// a · b + c, rounded once on processors with FMA: left to itself, the compiler would fuse some loops and not others.
+// Returns a · b + c, rounded once on processors with FMA; the compiler would use FMA in some loops and not in others.
 LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 #if LUCID_LANES == 16
     return _mm512_fmadd_ps(a, b, c);
@@ -38,7 +38,7 @@ LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 #endif
 }
 
-// Whether any lane of a is larger than the same lane of b.
+// Returns whether any lane of a is larger than the same lane of b.
 LUCID_INLINE bool any_larger(Vector a, Vector b) {
 #if LUCID_LANES == 16
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
@@ -62,7 +62,7 @@ LUCID_INLINE Vector root(Vector value) {
 #endif
 }
 
-// Copies bytes that are not read soon. Streaming stores (not in portable kernels) bypass caches and read no target.
+// Copies bytes that are not read soon, with streaming stores (not in portable kernels), which bypass the caches.
 inline void copy_past_caches(const void* from, void* to, size_t bytes) {
 #if LUCID_LANES >= 8
     const char* source = static_cast<const char*>(from);
@@ -86,7 +86,7 @@ inline void copy_past_caches(const void* from, void* to, size_t bytes) {
 #endif
 }
 
-// The largest of the lanes, by halves.
+// Returns the largest lane, comparing halves of the vector recursively.
 template <size_t Lanes, class E>
 LUCID_INLINE E largest_lane(const E* lanes) {
     if constexpr (Lanes == 1) {
@@ -102,7 +102,7 @@ LUCID_INLINE E largest_lane(const E* lanes) {
 LUCID_INLINE float largest(Vector value) { return largest_lane<kLanes>(reinterpret_cast<const float*>(&value)); }
 LUCID_INLINE int32_t largest(Integers value) { return largest_lane<kLanes>(reinterpret_cast<const int32_t*>(&value)); }
 
-// The sum of the lanes, by halves.
+// Returns the sum of the lanes, adding halves of the vector recursively.
 template <size_t Lanes, class E>
 LUCID_INLINE E sum_lanes(const E* parts) {
     if constexpr (Lanes == 1) {
@@ -117,8 +117,8 @@ LUCID_INLINE E sum_lanes(const E* parts) {
 LUCID_INLINE float sum(Vector value) { return sum_lanes<kLanes>(reinterpret_cast<const float*>(&value)); }
 LUCID_INLINE int32_t sum(Integers value) { return sum_lanes<kLanes>(reinterpret_cast<const int32_t*>(&value)); }
 
-// exp(x) for x ≤ 88, within 1.01 units in the last place; 0 below −87 (no subnormal results).
-// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and exp(r) from its minimax polynomial of degree 6.
+// Returns exp(x) for x ≤ 88, with an error of at most 1.01 ulp; 0 below −87 (no subnormal results).
+// x = n·ln 2 + r with |r| ≤ ln 2 / 2; exp(r) is computed by its minimax polynomial of degree 6.
 LUCID_INLINE Vector exponential(Vector x) {
     const Vector shifter = broadcast(12582912.0f); // 1.5·2²³: adding it rounds to an integer, kept in the low bits
     Vector shifted = x * 1.44269504088896341f + shifter;
@@ -136,7 +136,7 @@ LUCID_INLINE Vector exponential(Vector x) {
     return x < -87.0f ? Vector{} : scaled;
 }
 
-// Transposes: exchanges blocks of Step lanes between rows that are Step apart, then does the same with Step / 2.
+// Transposes a square: swaps blocks of Step lanes between rows that are Step apart, then does the same with Step / 2.
 template <size_t Step = kLanes / 2>
 LUCID_INLINE void transpose(Vector (&rows)[kLanes]) {
     Integers first, second;

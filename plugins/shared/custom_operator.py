@@ -12,13 +12,13 @@ from torch.library import CustomOpDef
 def custom_operator(name: str, shape: Callable[..., Any]) -> Callable[[Callable[..., Any]], CustomOpDef]:
     """Return a decorator that turns a function without side effects into a custom operator, one node of a traced graph.
 
-    ``torch.library.custom_op`` wraps the function so that ``torch.compile`` leaves it alone. The first call of the
-    wrapper imports the compiler: a second of processor time in every process, even one that compiles nothing. So the
-    function is registered unwrapped for the CPU. Kernels that are registered later replace it.
+    ``torch.library.custom_op`` wraps the function so that ``torch.compile`` does not trace into it. The first call of
+    the wrapper imports the compiler, which takes a second of processor time even in processes that compile nothing. So
+    the unwrapped function is registered for the CPU. Kernels registered later replace it.
 
     Args:
-        name: The operator's name with its namespace. The function's annotations give its schema.
-        shape: Returns empty tensors like the outputs from the operator's arguments; computes nothing, for tracing.
+        name: The operator's name with its namespace. Its schema is derived from the function's annotations.
+        shape: The fake implementation for tracing: returns empty tensors with the outputs' shapes and dtypes.
     """
 
     def register(function: Callable[..., Any]) -> CustomOpDef:

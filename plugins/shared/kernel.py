@@ -1,6 +1,6 @@
-"""Triton functions that several kernels share: loading rows, key norms, products of weights with values.
+"""Triton functions shared by several kernels: loading rows, key norms, products of weights with values.
 
-Names in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask, ``b_`` block of values, ``n_`` count.
+Name prefixes in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask, ``b_`` block, ``n_`` count.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -10,61 +10,61 @@ import triton.language as tl
 
 EXPONENT = tl.constexpr(0x7F800000)  # float32's exponent bits
 ONE = tl.constexpr(0x3F800000)  # the bits of 1
-LEAST = tl.constexpr(2.0**-90)  # a row whose largest magnitude is smaller counts as this large
-HALF_POWER = tl.constexpr(14 << 23)  # added to a float32's bits, multiplies it by 2¹⁴
+LEAST = tl.constexpr(2.0**-90)  # lower bound for a row's largest magnitude
+HALF_POWER = tl.constexpr(14 << 23)  # adding it to a float32's bits multiplies the float by 2¹⁴
 LOW_BITS = tl.constexpr(2.0**13)  # tf32 lacks the lowest 13 of float32's 24 significant bits
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter cannot run inline PTX
 
 
 @triton.jit
 def load_rows(p_rows, o_n, m_n, width, BLOCK_D: tl.constexpr):
-    """Load rows, ``(len(o_n), BLOCK_D)``; rows outside ``m_n`` and columns from ``width`` on are 0."""
+    """Load rows as ``(len(o_n), BLOCK_D)``; rows where ``m_n`` is false and columns from ``width`` on are 0."""
     o_d = tl.arange(0, BLOCK_D)
     return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
 
 
 @triton.jit
 def load_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr):
-    """Load BLOCK columns of rows, from ``i_first`` on, ``(len(o_n), BLOCK)``; masked as in :func:`load_rows`."""
+    """Load BLOCK columns of rows, starting at ``i_first``: ``(len(o_n), BLOCK)``, masked as in :func:`load_rows`."""
     o_d = i_first + tl.arange(0, BLOCK)
     return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
 
 
 @triton.jit
 def load_tokens(p_mask, o_n, m_n):
-    """Return which positions inside ``m_n`` are tokens and not padding."""
+    """Return the mask of positions that are in ``m_n`` and are not padding."""
     return m_n & (tl.load(p_mask + o_n, mask=m_n, other=0) != 0)
 
 
 @triton.jit
 def inverse_norms(b_k, m_n, width, epsilon):
-    """Return 1 / sqrt(mean(K²) + ε) of each row, 0 outside ``m_n`` (where ε = 0 would give infinity)."""
+    """Return 1 / sqrt(mean(K²) + ε) of each row; 0 where ``m_n`` is false (with ε = 0 it would be infinite there)."""
     b_square = b_k.to(tl.float32) * b_k.to(tl.float32)
     return tl.where(m_n, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
 
 
 @triton.jit
 def load_scales(p_scales, o_n, m_n):
-    """Load one float32 scale per row; 0 outside ``m_n``."""
+    """Load one float32 scale per row; 0 where ``m_n`` is false."""
     return tl.load(p_scales + o_n, mask=m_n, other=0.0)
 
 
 @triton.jit
 def row_shifts(b_norms, epsilon, shift, diagonal):
-    """Return the shifts to subtract from the base-2 exponents of rows of E, which also divide the rows by L_ii.
+    """Return what to subtract from the base-2 exponents of each row of E; this also divides the row by L_ii.
 
-    ``diagonal`` is 0 for L_ii = 1, and 1 for L_ii = exp(√d(m/(m + ε) − 1)), where m is the key's mean square and
-    ``b_norms`` holds 1 / sqrt(m + ε).
+    ``diagonal`` is 0 for L_ii = 1, and 1 for L_ii = exp(√d(m/(m + ε) − 1)), where m is the key's mean square.
+    ``b_norms`` is 1 / sqrt(m + ε).
     """
     return shift - shift * diagonal * epsilon * b_norms * b_norms
 
 
 @triton.jit
 def bfloat16_parts(b_float):
-    """Split float32 into a sum of two bfloat16 numbers; the relative error is 2⁻¹⁶.
+    """Split float32 into a sum of two bfloat16 numbers, with a relative error of 2⁻¹⁶.
 
-    The high part is truncated, not rounded. That costs one bit of the low part and saves a conversion to bfloat16 and
-    back, which runs at an eighth of the usual rate.
+    The high part is truncated, not rounded. That costs one bit of the low part, but saves a conversion to bfloat16 and
+    back, which runs at an eighth of the usual instruction rate.
     """
     b_high = (b_float.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return b_high.to(tl.bfloat16), (b_float - b_high).to(tl.bfloat16)
@@ -74,8 +74,8 @@ def bfloat16_parts(b_float):
 def cut_tf32(b_float):
     """Split float32 into a high part, truncated to tf32, and the exact remainder.
 
-    Tensor cores ignore at most the last two of the remainder's 13 bits, 2⁻²¹ of the number. This takes two
-    instructions; a conversion that rounds and keeps infinity takes five.
+    Tensor cores ignore at most the last two of the remainder's 13 bits, a relative error of 2⁻²¹. This takes two
+    instructions; a conversion that rounds and preserves infinity takes five.
     """
     b_high = (b_float.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     return b_high, b_float - b_high
@@ -83,9 +83,9 @@ def cut_tf32(b_float):
 
 @triton.jit
 def round_tf32(b_float):
-    """Split float32 into two rounded tf32 parts; for operands that are small, or are split outside a loop.
+    """Split float32 into two rounded tf32 parts, for operands that are small or are split outside a loop.
 
-    Rounding gives low parts of both signs, so that the low × low products, which are left out, cancel in the sum.
+    Rounding gives low parts of both signs, so that the omitted low × low products cancel in the sum.
     """
     b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     b_rest = b_float - b_high
@@ -96,8 +96,8 @@ def round_tf32(b_float):
 def nearest_tf32(b_float):
     """Split float32 into the nearest tf32 number and the exact remainder.
 
-    Tensor cores ignore at most the remainder's last bit, 2⁻²³ of the number. This takes three instructions; remainders
-    have both signs, as in :func:`round_tf32`.
+    Tensor cores ignore at most the remainder's last bit, a relative error of 2⁻²³. This takes three instructions;
+    remainders have both signs, as in :func:`round_tf32`.
     """
     b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     return b_high, b_float - b_high
@@ -105,11 +105,11 @@ def nearest_tf32(b_float):
 
 @triton.jit
 def split_tf32(b_float, PAIRS: tl.constexpr):
-    """Split as :func:`nearest_tf32` does, by float32 arithmetic alone; magnitudes above 4e34 give NaN.
+    """Split as :func:`nearest_tf32` does, using only float32 arithmetic; magnitudes above 4e34 give NaN.
 
     2¹³x + x, rounded to 24 bits, minus 2¹³x is x rounded to 11 bits, or to 10 if the sum and 2¹³x differ in exponent;
-    tensor cores then ignore up to 2⁻²² of the number. This takes three instructions. With PAIRS (compute capability
-    10.0 and newer) each of them processes two numbers, in neighbouring registers.
+    tensor cores then ignore a relative part of up to 2⁻²². This takes three instructions. With PAIRS (compute
+    capability 10.0 and newer), each of them processes two numbers, in adjacent registers.
     """
     if PAIRS and not INTERPRETED:
         b_high, b_low = tl.inline_asm_elementwise(
@@ -138,7 +138,7 @@ def split_tf32(b_float, PAIRS: tl.constexpr):
 
 @triton.jit
 def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
-    """Split as :func:`cut_tf32` does; with PAIRS three instructions split two numbers."""
+    """Split as :func:`cut_tf32` does; with PAIRS, three instructions split two numbers."""
     b_high, b_low = cut_tf32(b_float)
     if PAIRS and not INTERPRETED:
         b_low = tl.inline_asm_elementwise(
@@ -160,10 +160,10 @@ def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
 
 @triton.jit
 def opaque_copy(b_float):
-    """Copy float32 numbers by an instruction that the compiler cannot see through.
+    """Copy float32 numbers with an instruction that is opaque to the compiler.
 
-    An operand of a loop's products then stays in shared memory; one that the compiler knows to be the same for all
-    parts of a batch would go to registers.
+    An operand of products in a loop then stays in shared memory; if the compiler knew that it is the same for all parts
+    of a batch, it would move it to registers.
     """
     if not INTERPRETED:
         b_float = tl.inline_asm_elementwise(
@@ -174,7 +174,7 @@ def opaque_copy(b_float):
 
 @triton.jit
 def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
-    """Return ``b_first * b_second + b_third`` in float32, rounded once; with PAIRS one instruction computes two."""
+    """Return ``b_first * b_second + b_third`` in float32, rounded once; with PAIRS, one instruction computes two."""
     if PAIRS and not INTERPRETED:
         b_sum = tl.inline_asm_elementwise(
             """{
@@ -198,9 +198,9 @@ def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
 
 @triton.jit
 def add_tf32_products(b_high, b_low, b_rows, b_acc):
-    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for float32 rows and parts of :func:`nearest_tf32`.
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for float32 rows and parts from :func:`nearest_tf32`.
 
-    It makes three products, the small ones first, and leaves out low × low.
+    It adds three products, the small ones first, and omits low × low.
     """
     b_rows_high, b_rows_low = nearest_tf32(b_rows)
     b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
@@ -212,8 +212,8 @@ def add_tf32_products(b_high, b_low, b_rows, b_acc):
 def float16_parts(b_float):
     """Split float32 into the nearest float16 number and the float16 number nearest to the remainder.
 
-    The error is at most 2⁻²³ of a magnitude above 2⁻², and at most 2⁻²⁵ in absolute value below it. Magnitudes from
-    65520 on overflow, so the caller multiplies by a power of two first.
+    The relative error is at most 2⁻²³ for magnitudes above 2⁻², the absolute error at most 2⁻²⁵ below. Magnitudes of
+    65520 and more overflow, so the caller scales the input by a power of two first.
     """
     b_high = b_float.to(tl.float16)
     return b_high, (b_float - b_high.to(tl.float32)).to(tl.float16)
@@ -221,9 +221,9 @@ def float16_parts(b_float):
 
 @triton.jit
 def float16_power(largest):
-    """Return the power of two to multiply rows by before :func:`float16_parts`, given their largest magnitude.
+    """Return the power of two by which to multiply rows before :func:`float16_parts`, given their largest magnitude.
 
-    It brings that magnitude to 2¹⁴ … 2¹⁵, or to less if it is below 2⁻⁹⁰. For infinity and NaN the power is finite.
+    It scales that magnitude to 2¹⁴ … 2¹⁵, or to less if it is below 2⁻⁹⁰. For infinity and NaN the power is finite.
     """
     bits = tl.maximum(largest, LEAST).to(tl.int32, bitcast=True) & EXPONENT
     bits = -bits + ONE + ONE  # the bits of 1 / 2ᵏ: twice those of 1, minus those of 2ᵏ
@@ -232,7 +232,7 @@ def float16_power(largest):
 
 @triton.jit
 def inverse_power(power):
-    """Return 1 / ``power`` for a power of two made by :func:`float16_power`."""
+    """Return 1 / ``power`` for a power of two from :func:`float16_power`."""
     return (-power.to(tl.int32, bitcast=True) + ONE + ONE).to(tl.float32, bitcast=True)
 
 
@@ -240,8 +240,8 @@ def inverse_power(power):
 def add_float16_products(b_rows, b_others, b_acc):
     """Return ``b_acc + b_rows @ b_others`` for float32 operands in the range of :func:`float16_parts`.
 
-    It makes three products, the small ones first, and leaves out low × low. They are as exact as three products of
-    tf32, and tensor cores multiply float16 twice as fast.
+    It adds three products, the small ones first, and omits low × low. They are as exact as three tf32 products, and
+    tensor cores multiply float16 twice as fast as tf32.
     """
     b_high, b_low = float16_parts(b_rows)
     b_others_high, b_others_low = float16_parts(b_others)
@@ -252,7 +252,7 @@ def add_float16_products(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_row_product(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` in float32, for operands in the type of the operator's tensors."""
+    """Return ``b_acc + b_rows @ b_others`` in float32, for operands in the dtype of the operator's tensors."""
     if b_rows.dtype == tl.float32:
         b_high, b_low = nearest_tf32(b_rows)
         b_acc = add_tf32_products(b_high, b_low, b_others, b_acc)
@@ -263,10 +263,10 @@ def add_row_product(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_product(b_e, b_y, b_acc):
-    """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights in the range of float16 and values in a half type.
+    """Return ``b_acc + b_e @ b_y`` in float32, for float32 weights in float16's range and float16 or bfloat16 values.
 
-    For bfloat16 values the weights are split into two bfloat16 parts: one part (8 bits) loses a digit on correlated
-    keys, and tf32 (11 bits) costs as much as two parts but needs the values converted.
+    For bfloat16 values the weights are split into two bfloat16 parts: a single part (8 bits) would lose a digit on
+    correlated keys, and tf32 (11 bits) would cost as much as two parts and need converted values.
     """
     if b_y.dtype == tl.bfloat16:
         b_high, b_low = bfloat16_parts(b_e)
