@@ -83,7 +83,7 @@ class ExportOptions:
 
     @property
     def every_form(self) -> bool:
-        """Whether growing, static and inlined graphs are written side by side."""
+        """Whether all forms of the graphs are requested (growing, static, inlined); unsupported ones are left out."""
         return self.cache is None and not self.inline
 
     @property

@@ -3,14 +3,16 @@
 An inverse scale s maps a block's range just onto that of q, the stored numbers. The zero points z make
 ‖W − (q − z)/s‖ₚ with p = 0.7 small, which outliers disturb less than squares: by turns, errors are shrunk so that only
 outliers remain, and z becomes the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine
-Learning Models", 2023). That is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself
-asks for a GPU or whole models of transformers. Only narrow blocks differ: the package gives those whose range is below
-1e-4 the scale 1, so that they become zeros. Here only blocks of (nearly) equal values are special: the offset is their
-middle, and q holds the error of rounding it, so that no large terms have to cancel where a runtime rounds the inputs of
-only one of the two matrix multiplications below.
+Learning Models", 2023). This is ``optimize_weights_proximal`` of the package ``hqq`` 0.2.8, and a test compares both;
+the package itself asks for a GPU or whole models of transformers. Left out is what its ``Quantizer`` does before: it
+limits the inverse scale to 2e4 (at 4 bits, blocks whose range is below 7.5e-4), gives blocks whose range is at most
+1e-4 the scale 1, and rounds the first zero points at 4 bits.
 
-onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
-the graphs do the equivalent: they multiply by symmetric q, and the sums of x's blocks by the offsets.
+onnxruntime's CPU reads fractional zero points for 4 bits alone, and a hundred times slower than whole ones. So graphs
+do the equivalent: W = q · scale + offset with symmetric q, hence x Wᵀ is the product of x and q · scale, plus that of
+the sums of x's blocks and the offsets. In blocks of (nearly) equal values the offset is their middle, and q holds only
+the error of rounding it. So both products stay small: large ones would not cancel where a runtime rounds the inputs of
+only one of them.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether tensors were compared, nothing failed, and the gates are narrow enough to prove correctness."""
+        """Whether tensors were compared, nothing failed, and what held proves enough (:func:`reasons_not_proven`)."""
         return not self.failed and not self.not_proven
 
     @property

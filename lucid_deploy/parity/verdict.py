@@ -98,7 +98,7 @@ def _remedies(found: Verification) -> dict[str, str]:
 
 
 def reasons_not_proven(found: Verification) -> tuple[str, ...]:
-    """Return why gates that held prove too little, each reason the start of a sentence; empty if they prove enough.
+    """Return why gates that held prove too little, each reason a clause without a period; empty if they prove enough.
 
     With rounded inputs, errors add up from layer to layer until gates over whole sequences are wide. Then it is enough
     if each layer passes by itself on the reference's inputs and few most likely tokens differ.
@@ -113,7 +113,7 @@ def reasons_not_proven(found: Verification) -> tuple[str, ...]:
 
 
 def _doubts(found: Verification) -> Iterator[str]:
-    """Yield why comparisons over whole sequences prove too little, each reason as the start of a sentence."""
+    """Yield why comparisons over whole sequences prove too little, each reason a clause without a period."""
     if found.unproven:
         yield f"PyTorch itself loses {lost(found)}"
     if found.rounded_inputs or not found.rounded_cache:

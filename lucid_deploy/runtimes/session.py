@@ -108,7 +108,7 @@ class Session(CacheOperations[Tensor]):
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes our operators: ``library`` or the graph's ``functions``.
         capabilities: What the runtime can do with the options it was opened with.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted, if RoPE is not dynamic.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` run; with dynamic RoPE they never do.
         limits: The largest sizes that can be run; None: no limits but the model's.
         rounded_inputs: Type that inputs of quantized layers are rounded to, ``int8`` or ``fp8``, so that sums in
             another order change results by as much as that rounding; None: inputs are not rounded.

@@ -139,7 +139,7 @@ class OrtSession(ArtifactSession[Any]):
         return session
 
     def load_cut(self, stage: str, cut: bool) -> ort.InferenceSession:
-        """Load a graph that also outputs what layers compute; with ``cut`` it has inputs for layers and final norm."""
+        """Load a graph that outputs each layer's result; with ``cut`` each layer and the final norm reads an input."""
         import onnx
 
         from lucid_deploy.runtimes.passes.cut_layers import cut_layers

@@ -31,7 +31,7 @@ class DecodeStep:
 
     The new column of a sequence that waits is padding, but the engine counts it as a token. For cached K and Y the next
     step's mask corrects that. Nothing would correct a state, so a waiting sequence's is not copied. A recorded
-    CUDA graph copies the states of all sequences, so it is not used while one waits.
+    CUDA graph copies the states of all sequences, so a model with states does not use it while one waits.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:

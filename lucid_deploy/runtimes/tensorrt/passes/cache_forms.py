@@ -78,7 +78,11 @@ def _target(node: ir.Node) -> ir.DataType:
 
 
 def _join(model: ir.Model, node: ir.Node) -> bool:
-    """If a cast to E4M3 follows a Concat in another type, concatenate the E4M3 values and return True."""
+    """Concatenate E4M3 values directly, if a Concat joins casts of such values and this cast back is its only reader.
+
+    Returns:
+        Whether the graph was changed.
+    """
     source = node.inputs[0]
     joined = None if source is None else source.producer()
     if joined is None or joined.op_type != "Concat" or len(joined.outputs[0].uses()) != 1:
