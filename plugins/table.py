@@ -1,8 +1,8 @@
-"""The table of our operators: domain, version, names, inputs, outputs, attributes and types.
+"""The table of our operators: domain, version, names, inputs, outputs, attributes and dtypes.
 
-ONNX schemas and nodes, PyTorch's custom operators, graph passes, engines and, by way of ``hosts/operators_header.py``,
-C++ read names here; only the functions in ``onnx_body.py`` repeat their operators' names. The module imports no other
-module of ours, so that it is cheap to import.
+It is the only source of these names for ONNX schemas and nodes, PyTorch custom operators, graph passes, engines and,
+through ``hosts/operators_header.py``, C++; only the functions in ``onnx_body.py`` repeat their operators' names. The
+module imports no other module of this project, so that importing it is cheap.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class Tensor:
 
     Attributes:
         shape: The names of its axes in brackets, such as ``[batch, heads, sequence]``.
-        type: Its type; ``T`` stands for one of the operator's types, the same for all ``T`` of a node. Operators of
-            LIBRARY_ONLY with offsets also take float16 scales and offsets beside float32 X.
+        text: Description of its contents.
+        type: Its dtype; ``T`` stands for one of the operator's dtypes, the same for every ``T`` of a node. Operators of
+            LIBRARY_ONLY with offsets also accept float16 scales and offsets with float32 X.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Attribute:
     """A float attribute of an operator.
 
     Attributes:
-        default: Its value for nodes that lack it; None: the attribute is required.
+        default: Its value in nodes that do not set it; None: the attribute is required.
     """
 
     name: str
@@ -49,8 +50,8 @@ class Operator:
 
     Attributes:
         name: Name of the ONNX operator and of the TensorRT plugin.
-        text: What it computes.
-        types: The types that ``T`` may be.
+        text: Description of what it computes.
+        types: The dtypes that ``T`` may be.
         torch_name: Name of the PyTorch custom operator; empty if there is none.
     """
 
@@ -74,7 +75,7 @@ class Operator:
 
     @property
     def required(self) -> tuple[Attribute, ...]:
-        """Attributes without a default: every node of the operator must have them."""
+        """Attributes without a default, which every node of the operator must set."""
         return tuple(each for each in self.attributes if each.default is None)
 
     def place(self, name: str) -> int:
@@ -110,7 +111,7 @@ PRECONDITION = Operator(
 )
 CAUSAL_ATTENTION = Operator(
     name="CausalAttention",
-    text="Softmax attention of the last tokens over all tokens before them and themselves.",
+    text="Causal softmax attention of the last tokens over all tokens.",
     inputs=(
         Tensor("Q", "[batch, heads, sequence, head_dim]", "queries of the new tokens"),
         Tensor("K", "[batch, kv_heads, total_sequence, head_dim]", "raw keys of all tokens"),
@@ -171,7 +172,7 @@ EXPERT_MATMUL = Operator(
     name="ExpertMatMul",
     text="O_i = W_e X_i for each row i and its expert e: the products of a mixture of experts.",
     inputs=(
-        Tensor("X", "[rows, depth]", "a row for each choice of an expert by a token"),
+        Tensor("X", "[rows, depth]", "one row per pair of a token and one of its experts"),
         Tensor("expert", "[rows]", "the expert of each row", "int64"),
         Tensor("W", "[experts, columns, depth]", "the experts' matrices"),
     ),
@@ -180,21 +181,19 @@ EXPERT_MATMUL = Operator(
 )
 QUANTIZED_EXPERT_MATMUL = Operator(
     name="QuantizedExpertMatMul",
-    text="ExpertMatMul by matrices in blocks of 4 or 8 bits: elements are (W − half of the range) · the block's scale.",
+    text="ExpertMatMul with 4- or 8-bit block-quantized matrices: elements are (W − half of the range) · block scale.",
     inputs=(
         *EXPERT_MATMUL.inputs[:2],
-        Tensor(
-            "W", "[experts, columns, blocks, bytes]", "the matrices; of two 4-bit numbers the first is low", "uint8"
-        ),
-        Tensor("scales", "[experts, columns, blocks]", "one per block, of a multiple of 32 numbers"),
+        Tensor("W", "[experts, columns, blocks, bytes]", "the matrices; with 4 bits the low half comes first", "uint8"),
+        Tensor("scales", "[experts, columns, blocks]", "one per block of a multiple of 32 numbers"),
     ),
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of two expert products and their sum.
+# Never in an artifact: onnxruntime sessions with our CPU kernels replace two expert products and their sum by it.
 QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     name="QuantizedExpertMatMulOffsets",
-    text="QuantizedExpertMatMul by matrices with an offset per block.",
+    text="QuantizedExpertMatMul with an offset per block.",
     inputs=(
         *QUANTIZED_EXPERT_MATMUL.inputs,
         Tensor("offsets", "[experts, columns, blocks]", "one per block, added to scales · (W − half of the range)"),
@@ -202,8 +201,8 @@ QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# This and the next two are never in an artifact: when runtimes load a graph or build an engine, they put them in place
-# of DecodeAttention, to read the cache in the type in which it is stored.
+# This and the next two are never in an artifact: when loading a graph or building an engine, runtimes replace
+# DecodeAttention by them to read the cache in the dtype in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
     text="DecodeAttention over a cache stored in float16.",
@@ -220,7 +219,7 @@ DECODE_ATTENTION_FLOAT16 = Operator(
 
 
 def _scaled_cache(dtype: str) -> tuple[Tensor, ...]:
-    """Return the inputs of a cache stored in ``dtype``: K and Y, each row divided by a scale, and these scales."""
+    """Return the inputs for a cache stored in ``dtype``: K and Y, each row divided by a scale, and the scales."""
     return (
         Tensor("K", _CACHE, "raw keys of the cache, divided by their scales", dtype),
         Tensor("Y", _CACHE, "preconditioned values of the cache, divided by their scales", dtype),
@@ -245,10 +244,10 @@ DECODE_ATTENTION_FLOAT8 = Operator(
     types=("float16", "bfloat16"),
     attributes=(EPSILON, DIAGONAL),
 )
-# Never in an artifact: a graph pass replaces it by TensorScatter or, in older opsets, ScatterElements.
+# Never in an artifact: a graph pass replaces it by TensorScatter or, below opset 24, by ScatterElements.
 SCATTER_ROW = Operator(
     name="ScatterRow",
-    text="Replace one or more rows per batch row of a cache buffer.",
+    text="Write one or more new rows per batch row into a cache buffer.",
     inputs=(
         Tensor("cache", "[batch, kv_heads, max_context, head_dim]", "the buffer"),
         Tensor("row", "[batch, kv_heads, rows, head_dim]", "the new rows"),
@@ -259,7 +258,7 @@ SCATTER_ROW = Operator(
     torch_name="lucid::scatter_row",
 )
 _GROWN = "[batch, kv_heads, past_sequence + sequence, head_dim]"
-# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of DecodeAttention and two Concat.
+# Never in an artifact: onnxruntime sessions with our CPU kernels replace DecodeAttention and two Concat nodes by it.
 DECODE_ATTENTION_GROWING = Operator(
     name="DecodeAttentionGrowing",
     text="DecodeAttention that also returns the cache with the new rows appended.",
@@ -275,18 +274,18 @@ DECODE_ATTENTION_GROWING = Operator(
 
 
 def _standard(name: str, solving: Operator) -> Operator:
-    """Return the operator that reads the same cache without solving: Y holds V, and there is no Y_new."""
+    """Return the operator for standard attention over the same cache: its Y contains V, and there is no Y_new."""
     text = f"Standard attention of one new token over the cache that {solving.name} reads."
     types = tuple(each for each in solving.types if each != "bfloat16")
     return replace(solving, name=name, text=text, outputs=_ATTENDED[:1], types=types, torch_name="", attributes=())
 
 
-# Never in an artifact: the same sessions put these in place of ONNX's Attention in graphs that decode one token.
+# Never in an artifact: the same sessions replace ONNX's Attention by these in graphs that decode one token.
 CACHED_ATTENTION = _standard("CachedAttention", DECODE_ATTENTION)
 CACHED_ATTENTION_FLOAT16 = _standard("CachedAttentionFloat16", DECODE_ATTENTION_FLOAT16)
 CACHED_ATTENTION_INT8 = _standard("CachedAttentionInt8", DECODE_ATTENTION_INT8)
 _X = Tensor("X", "[…, rows, depth]", "any rows")
-# Never in an artifact: the next seven, not specific to LUCID, replace MatMul, Gemm, MatMulNBits in the same sessions.
+# Never in an artifact: the same sessions replace MatMul, Gemm and MatMulNBits by the next seven, in any model.
 WEIGHT_MATMUL = Operator(
     name="WeightMatMul",
     text="X · W for a few rows of X; W is read once, and no copy of it is made.",
@@ -296,7 +295,7 @@ WEIGHT_MATMUL = Operator(
 )
 WEIGHT_MATMUL_FLOAT16 = Operator(
     name="WeightMatMulFloat16",
-    text="WeightMatMul by a weight stored in float16.",
+    text="WeightMatMul with a weight stored in float16.",
     inputs=(_X, Tensor("W", "[depth, columns]", "a weight", "float16")),
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32",),
@@ -304,55 +303,55 @@ WEIGHT_MATMUL_FLOAT16 = Operator(
 _TRANSPOSED = "[columns, depth]"
 WEIGHT_MATMUL_TRANSPOSED = Operator(
     name="WeightMatMulTransposed",
-    text="X · Wᵀ, as WeightMatMul, for an output head that is tied to the embedding.",
+    text="WeightMatMul with a transposed weight, X · Wᵀ, for an output head that is tied to the embedding.",
     inputs=(_X, Tensor("W", _TRANSPOSED, "a weight")),
     outputs=WEIGHT_MATMUL.outputs,
     types=WEIGHT_MATMUL.types,
 )
 WEIGHT_MATMUL_TRANSPOSED_FLOAT16 = Operator(
     name="WeightMatMulTransposedFloat16",
-    text="WeightMatMulTransposed by a weight stored in float16.",
+    text="WeightMatMulTransposed with a weight stored in float16.",
     inputs=(_X, Tensor("W", _TRANSPOSED, "a weight", "float16")),
     outputs=WEIGHT_MATMUL.outputs,
     types=WEIGHT_MATMUL_FLOAT16.types,
 )
 _BLOCKS = (
     _X,
-    Tensor("W", "[columns, blocks, bytes]", "a weight in blocks of 4 or 8 bits", "uint8"),
+    Tensor("W", "[columns, blocks, bytes]", "a weight quantized in blocks to 4 or 8 bits", "uint8"),
     Tensor("scales", "[columns, blocks]", "one per block"),
 )
 QUANTIZED_MATMUL = Operator(
     name="QuantizedMatMul",
-    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks; a constant W is packed once.",
+    text="MatMulNBits at accuracy level 4: X is rounded to int8 in blocks; a constant W is packed once.",
     inputs=_BLOCKS,
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32", "float16"),
 )
 QUANTIZED_MATMUL_ZERO_POINTS = Operator(
     name="QuantizedMatMulZeroPoints",
-    text="QuantizedMatMul by a weight with a zero point per block.",
-    inputs=(*_BLOCKS, Tensor("zero_points", "[columns, bytes]", "one per block, of 4 or 8 bits as W", "uint8")),
+    text="QuantizedMatMul with a zero point per block.",
+    inputs=(*_BLOCKS, Tensor("zero_points", "[columns, bytes]", "one per block, 4 or 8 bits like W", "uint8")),
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
 QUANTIZED_MATMUL_OFFSETS = Operator(
     name="QuantizedMatMulOffsets",
-    text="QuantizedMatMul by a weight with an offset per block, which takes part in the product in X's own type.",
+    text="QuantizedMatMul with an offset per block, which is multiplied by the sum of X's unrounded block.",
     inputs=(*_BLOCKS, Tensor("offsets", "[blocks, columns]", "one per block, added to scales · (W − half the range)")),
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
-# Never in an artifact: in graphs that decode, onnxruntime sessions with our CPU kernels put it in place of two Gather,
-# two MatMul and an Add.
+# Never in an artifact: in decode graphs, onnxruntime sessions with our CPU kernels replace two Gather, two MatMul and
+# an Add by it.
 ADAPTER_MATMUL = Operator(
     name="AdapterMatMul",
-    text="Y + X · A · B with the A and B that each batch row chooses; 0 chooses none.",
+    text="Y + X · A · B with A and B of each batch row's LoRA adapter.",
     inputs=(
-        Tensor("Y", "[batch, sequence, columns]", "the product without an adapter"),
-        Tensor("X", "[batch, sequence, depth]", "what was multiplied"),
-        Tensor("A", "[adapters, depth, rank]", "of all adapters; the first is zeros"),
-        Tensor("B", "[adapters, rank, columns]", "of all adapters; the first is zeros"),
-        Tensor("adapter_ids", "[batch]", "which of them, for each row", "int64"),
+        Tensor("Y", "[batch, sequence, columns]", "the layer's output without an adapter"),
+        Tensor("X", "[batch, sequence, depth]", "the layer's input"),
+        Tensor("A", "[adapters, depth, rank]", "A of all adapters; the first is zeros"),
+        Tensor("B", "[adapters, rank, columns]", "B of all adapters; the first is zeros"),
+        Tensor("adapter_ids", "[batch]", "each row's adapter; 0 for none", "int64"),
     ),
     outputs=(Tensor("O", "[batch, sequence, columns]", "the sum"),),
     types=("float32", "float16"),

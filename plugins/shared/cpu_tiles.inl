@@ -38,7 +38,7 @@ LUCID_INLINE Vector widen(const S* from) {
 }
 #endif
 
-// An array of zeros. Not std::vector: the linker may keep its AVX-512 code also for files compiled for older processors.
+// An array of zeros. Not std::vector: the linker might keep only its AVX-512 code, also for files for older processors.
 template <class T>
 class Zeros {
 public:

@@ -1,6 +1,6 @@
 """Derive ONNX function bodies with the training diagonal from bodies with L_ii = 1.
 
-The two differ by a factor 1/L_ii of each row, or by its root on rows and columns. Nodes that multiply by it are added.
+The two differ by a factor 1/L_ii per row, or by its square root on rows and columns; this module adds these products.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def RowFactor(K, token, width, root_d, epsilon: float, power: float):
 
 @dataclass(frozen=True)
 class DividedRows:
-    """Where to multiply by the row factor in a body, which must have the values ``width``, ``root_d``, ``token_new``.
+    """Where to multiply by the row factor in a body, which must define ``width``, ``root_d`` and ``token_new``.
 
     Attributes:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
-        places: The inputs to multiply: from the name of a node's first output to the index of the node's input.
-        equal: Shapes to replace, old name to new name, since the factor adds a head axis to the mask.
+        places: The node inputs to multiply: maps the name of the node's first output to the index of the input.
+        equal: Shape values to replace, old name to new name, since the factor adds a head axis to the mask.
     """
 
     keys: str
@@ -46,13 +46,13 @@ class DividedRows:
 
 
 def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.FunctionProto:
-    """Return a copy of a body in which inputs ``where.places`` are multiplied by L_ii to the power −``where.power``.
+    """Return a copy of a body in which the inputs ``where.places`` are multiplied by L_ii^−``where.power``.
 
     Args:
         body: The operator's body with L_ii = 1.
 
     Raises:
-        ValueError: The body has no node with a first output that ``where.places`` or ``where.equal`` names as a key.
+        ValueError: A key of ``where.places`` or ``where.equal`` is not the first output of a node of the body.
     """
     produced = {node.output[0] for node in body.node}
     absent = [name for name in (*where.places, *where.equal) if name not in produced]
@@ -80,7 +80,7 @@ def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.Func
 
 
 def _factor_nodes(keys: str, power: float) -> list[onnx.NodeProto]:
-    """Return the nodes of :func:`RowFactor` with the body's values as inputs."""
+    """Return the nodes of :func:`RowFactor`, reading the body's values."""
     function = RowFactor.to_function_proto()
     arguments = dict(zip(function.input, (keys, "token_new", "width", "root_d"), strict=True))
     for node in function.node:

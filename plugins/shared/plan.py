@@ -1,7 +1,7 @@
-"""Common parts of the operators' launch plans for Triton kernels, which need neither a GPU nor Triton.
+"""Common parts of the operators' launch plans for Triton kernels; planning needs neither a GPU nor Triton.
 
-From tensor sizes, an operator's ``plan.py`` computes the grid, constants, workspace and arguments of each kernel. The
-Python launcher runs such a plan. The TensorRT plugin computes the same numbers in C++, and a test compares the two.
+From tensor sizes, an operator's ``plan.py`` computes the grid, constants, workspace and arguments of each launch. The
+Python launcher executes the plan. The TensorRT plugin computes the same numbers in C++; a test compares the two.
 Tensors are ``(batch, heads, tokens, width)``, contiguous.
 """
 
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIN_WIDTH, MAX_WIDTH = 16, 256
-PADDED_WIDTHS = (32, 64, 128, 256)  # head widths that the kernels compute with; masks pad other widths
+PADDED_WIDTHS = (32, 64, 128, 256)  # head widths of the kernels' blocks; other widths are padded by masks
 INT32_BYTES = FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Tuned constants of one kernel for one architecture, type and padded width.
+    """Tuned constants of one kernel for one architecture, dtype and padded width.
 
-    ``chunk`` (preconditioner and delta rule) is the number of columns of keys multiplied at once, 0 for all. ``int8``
-    (preconditioner in bfloat16) is 1 to split E into a bfloat16 and an int8 number, 0 to split it into two bfloat16.
+    ``chunk`` (preconditioner and delta rule) is the number of key columns multiplied at once; 0 means all. ``int8``
+    (preconditioner in bfloat16) is 1 to split E into a bfloat16 and an int8 part, 0 for two bfloat16 parts.
     """
 
     block_m: int
@@ -40,10 +40,10 @@ class Step:
 
     Attributes:
         kernel: Name of the Triton function.
-        dtype: Type of the operator's tensors.
+        dtype: Dtype of the operator's tensors.
         grid: Programs along x, y and z.
-        pointers: Names of the kernel's tensor arguments, as the operator calls them, or ``workspace``.
-        scalars: The integers and floats that follow the pointers.
+        pointers: The kernel's tensor arguments: names of the operator's tensors, or ``workspace``.
+        scalars: The integer and float arguments that follow the pointers.
         constants: The compile-time constants.
         num_warps: Warps per program.
         num_stages: Depth of the software pipeline.
@@ -60,19 +60,19 @@ class Step:
 
     @property
     def variant(self) -> str:
-        """Name of the compiled variant: function, type, padded width, width unit and, when decoding, rows of a tile."""
+        """Name of the compiled variant: function, dtype, padded width, width unit and, for decoding, rows of a tile."""
         return variant_name(self.kernel, self.dtype, self.constants)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of one operator call, and the workspace that they share.
+    """The kernel launches of one operator call, and the workspace that they share.
 
     Attributes:
         steps: Launches in order, on one stream.
         outputs: Names of the tensors that they write.
-        workspace_bytes: Size of the scratch memory; its contents may be arbitrary.
-        zeroed_bytes: Size of the scratch memory's first part, which must be zero before the first launch.
+        workspace_bytes: Size of the workspace, whose contents may be arbitrary but for ``zeroed_bytes``.
+        zeroed_bytes: Size of the workspace's first part, which must be zero before the first launch.
     """
 
     steps: tuple[Step, ...]
@@ -82,14 +82,14 @@ class Plan:
 
 
 def variant_name(kernel: str, dtype: str, constants: dict[str, int]) -> str:
-    """Return the name of a kernel variant, unique among those of an architecture."""
+    """Return the name of a kernel variant, unique within an architecture."""
     rows = f"_r{constants['ROWS']}" if "ROWS" in constants else ""
     return f"{kernel.removesuffix('_kernel')}_{dtype}_d{constants['BLOCK_D']}_u{constants['WIDTH_UNIT']}{rows}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel to compile ahead of time: Triton function, type of the tensors, constants, warps and stages."""
+    """A kernel to compile ahead of time: Triton function, dtype of the tensors, constants, warps and stages."""
 
     kernel: str
     dtype: str
@@ -99,12 +99,12 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The variant's name, as :attr:`Step.variant` returns it."""
+        """The variant's name, equal to :attr:`Step.variant` of its launches."""
         return variant_name(self.kernel, self.dtype, dict(self.constants))
 
     @property
     def padded_width(self) -> int:
-        """The head width that the kernel computes with, one of PADDED_WIDTHS."""
+        """The head width of the kernel's blocks, one of PADDED_WIDTHS."""
         return dict(self.constants)["BLOCK_D"]
 
 
@@ -128,7 +128,7 @@ def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
         padded: One of PADDED_WIDTHS.
 
     Raises:
-        ValueError: The device is older than all in the file.
+        ValueError: The device is older than all architectures in the file.
     """
     known = [each for each in architectures(tuned) if each <= arch]
     if not known:
@@ -138,26 +138,26 @@ def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
 
 
 def padded_width(width: int) -> int:
-    """Return the padded width that the kernels compute with; ValueError if ``width`` is not 16 to 256."""
+    """Return the smallest of PADDED_WIDTHS that holds ``width``; ValueError if ``width`` is not 16 to 256."""
     if not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ValueError(f"head width {width} is not supported: the kernels take {MIN_WIDTH} to {MAX_WIDTH}")
     return next(padded for padded in PADDED_WIDTHS if padded >= width)
 
 
 def width_unit(width: int, dtype: str) -> int:
-    """Return how many elements the kernels load at once: 8 (half types) or 4 if that divides ``width``, else 1."""
+    """Return how many elements the kernels load at once: 8 (16-bit dtypes) or 4 if that divides ``width``, else 1."""
     if width % 8 == 0 and dtype != "float32":
         return 8
     return 4 if width % 4 == 0 else 1
 
 
 def compiled_units(dtype: str) -> tuple[int, ...]:
-    """Return what :func:`width_unit` returns for multiples of 4; decode attention also compiles for padded widths."""
+    """Return the :func:`width_unit` values of multiples of 4, for which kernels are compiled ahead of time."""
     return (4,) if dtype == "float32" else (8, 4)
 
 
 def score_scalars(width: int) -> dict[str, float]:
-    """Return the scale that makes a product a base-2 exponent, for E and softmax, and the shift to subtract for E."""
+    """Return the factor that turns dot products into base-2 exponents, and the shift to subtract from those of E."""
     return {"scale": math.log2(math.e) / math.sqrt(width), "shift": math.sqrt(width) * math.log2(math.e)}
 
 
