@@ -1,1 +1,1 @@
-"""Graph passes: functions that change an ``onnx_ir`` model or make another. Each says what it requires."""
+"""Graph passes: functions that modify an ``onnx_ir`` model or build a new one; each states what it requires."""

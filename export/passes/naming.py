@@ -1,4 +1,4 @@
-"""Names of a traced graph: the layer of each node, and stable names for axes, nodes and values."""
+"""Layers of a traced graph's nodes, and stable names for axes, nodes and values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # metadata key: the modules that a node was traced in
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata key: the modules in which a node was traced
 
 
 def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
-    """Return the layer of each of a graph's nodes; None for nodes outside all layers.
+    """Return the index of the layer of each node; None for nodes outside all layers.
 
     The tracer records no scope for a few nodes (operators with several outputs). Such a node belongs to a layer if the
     nearest nodes with a scope before and after it both do.
@@ -36,10 +36,10 @@ def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
 
 
 def name_axes(model: ir.Model, input_axes: dict[str, Sequence[int | str]]) -> None:
-    """Replace the tracer's symbols in all shapes by the names of the inputs' axes, in place.
+    """Rename the tracer's symbolic dimensions in all shapes after the inputs' axes, in place.
 
-    Requires: ``input_axes`` gives every graph input a number or name for each axis.
-    Result: inputs have exactly these shapes; other values use the same names, also in sums of the tracer's symbols.
+    Requires: ``input_axes`` has the size or name of each axis of every graph input.
+    Result: the inputs have exactly these shapes; other values' shapes use the same names, also within expressions.
     """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
@@ -69,11 +69,11 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Collection[str]) -> None:
-    """Name nodes and values between them by layer and operator instead of the tracer's counters, in place.
+    """Name nodes and intermediate values by layer and operator instead of the tracer's counters, in place.
 
-    Requires: inputs, outputs and weights, whose names are ``kept``, have their names.
-    Result: the third ``MatMul`` of layer 5 is ``layers.5/MatMul_2``, for any depth of model and version of the tracer.
-        The second output of a node is called ``….1``. Constants are numbered in the order they are read.
+    Requires: inputs, outputs and the weights named in ``kept`` have their final names.
+    Result: the third ``MatMul`` of layer 5 is ``layers.5/MatMul_2``, whatever the model's depth and tracer's version.
+        A node's second output has the suffix ``.1``. Constants are numbered in the order in which they are read.
     """
     graph = model.graph
     fixed = {*graph.inputs, *graph.outputs, *(value for value in graph.initializers.values() if value.name in kept)}

@@ -1,4 +1,4 @@
-"""Simplify a traced graph as ``onnxscript.optimizer`` does, in half the time."""
+"""Simplify a traced graph like ``onnxscript.optimizer``, in half the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
-# The optimizer tries over 40 rules at every node. These are the ones that change graphs of language models.
+# onnxscript's optimizer tries over 40 rules at every node. Only these change graphs of language models.
 _RULES = (
     rules.mul_by_1_rule,
     rules.div_by_1_rule,
@@ -27,9 +27,9 @@ _RULES = (
 
 
 def optimize(model: ir.Model) -> None:
-    """Inline functions, fold constants, apply the rewrite rules above, and merge nodes that compute the same.
+    """Inline functions, fold constants, apply the rewrite rules above and merge duplicate nodes, in place.
 
-    Result: the model, changed in place, computes the same from the same inputs; constants are initializers.
+    Result: the model computes the same outputs from the same inputs; constants are initializers.
     """
     common.InlinePass()(model)
     for _ in range(2):

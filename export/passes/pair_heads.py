@@ -1,4 +1,4 @@
-"""Give ``Attention`` one key/value head per batch row, which all runtimes compute alike."""
+"""Rewrite grouped-query ``Attention`` to one key/value head per batch row, which all runtimes compute alike."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lucid_deploy.export.passes.editing import NodeChain, integers
 
 
 def pair_heads(model: ir.Model) -> None:
-    """Move key/value heads into the batch axis wherever several query heads share one, in place.
+    """Move the key/value heads into the batch axis where several query heads share one (GQA), in place.
 
-    Requires: ``Attention`` nodes of the main graph have inputs of four axes, known numbers of heads, a mask with one
-    head, and one output.
-    Result: such a node gets queries ``(B·H, G, N, D)``, keys and values ``(B·H, 1, T, D)`` and a mask
-    ``(B·H, 1, N, T)``, for H key/value heads and G query heads to each; its readers get the same values. Nodes whose
-    heads are not shared do not change.
+    Requires: ``Attention`` nodes of the main graph have inputs with four axes, known numbers of heads, a mask with one
+    head, and one output; ``ValueError`` if shapes or numbers of heads are unknown.
+    Result: with H key/value heads and G query heads per key/value head, such a node reads queries ``(B·H, G, N, D)``,
+    keys and values ``(B·H, 1, T, D)`` and a mask ``(B·H, 1, N, T)``; its readers get the same values. Nodes without
+    shared heads do not change.
     """
     for node in list(model.graph):
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):

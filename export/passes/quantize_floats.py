@@ -1,8 +1,8 @@
-"""Read weights in E4M3 and NVFP4, and round the inputs of ``MatMul`` to E4M3, with standard operators.
+"""Dequantize weights in E4M3 and NVFP4, and round the inputs of ``MatMul`` to E4M3, with standard operators.
 
 The nodes are those that NVIDIA's ModelOpt writes for TensorRT: ``DequantizeLinear`` of a weight, and for NVFP4 another
-one before it that turns the blocks' scales into float32. They dequantize in float32 whatever the model's type, so that
-no scale is rounded to that type; the dequantized weight is cast to it.
+one before it that converts the blocks' scales to float32. They dequantize in float32 whatever the model's dtype, so
+that no scale is rounded to that dtype; the dequantized weight is cast to it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from lucid_deploy.export.passes.quantize_weights import WeightInitializers
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
-_MIN_SCALE = 2.0**-126  # scale of an input of zeros, so that 0 / scale is 0
+_MIN_SCALE = 2.0**-126  # scale of an all-zero input, so that 0 / scale is 0
 
 
 def dequantize_float_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, parts: WeightInitializers) -> ir.Value:
-    """Insert the nodes that dequantize a weight ``[in, out]`` before a ``MatMul``; return the dequantized weight."""
+    """Insert nodes before a ``MatMul`` that dequantize its weight ``[in, out]``; return the dequantized weight."""
     chain = NodeChain(parts.name)
     scales = parts.get(SCALES)
     attributes: dict[str, Any] = {"axis": 0, "block_size": parts.tensor.block_size}
@@ -48,9 +48,9 @@ def dequantize_float_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value, pa
 
 
 class InputRounding:
-    """Round the inputs of one graph's ``MatMul`` nodes to E4M3 as the quantization record says.
+    """Round the inputs of a graph's ``MatMul`` nodes to E4M3, as the quantization record specifies.
 
-    An input that several nodes read is rounded once, unless each node has a scale of its own.
+    An input that several nodes read is rounded once; with static scales, once per weight, since each has its own scale.
     """
 
     def __init__(self, graph: ir.Graph, quantization: Quantization) -> None:
@@ -58,7 +58,7 @@ class InputRounding:
         self._rounded: dict[ir.Value, ir.Value] = {}
 
     def apply(self, node: ir.Node, parts: WeightInitializers) -> None:
-        """Make a ``MatMul`` read its input rounded, if the record says so."""
+        """Make a ``MatMul`` read its rounded input, if the record specifies rounding."""
         if not self._quantization.rounds_inputs:
             return
         value = node.inputs[0]
@@ -72,7 +72,7 @@ class InputRounding:
         node.replace_input_with(0, rounded)
 
     def _round_static(self, value: ir.Value, parts: WeightInitializers) -> ir.Value:
-        """Round with the scale that is stored for this weight."""
+        """Round with the static scale that is stored for this weight."""
         chain, scale = NodeChain(f"{parts.name}.input"), parts.get(INPUT_SCALE)
         wide = chain.cast(value, ir.DataType.FLOAT, "wide")
         codes = chain.add("QuantizeLinear", [wide, scale], "codes", {"output_dtype": int(_FP8)}, _FP8)
@@ -106,9 +106,9 @@ class InputRounding:
         return rounded
 
     def _last_axes(self, value: ir.Value, *sizes: int) -> ir.Value:
-        """Return the shape that keeps all axes of a value but the last, which becomes axes of these sizes."""
+        """Return the shape initializer for a ``Reshape`` that splits a value's last axis into axes of these sizes."""
         assert value.shape is not None
-        shape = [0] * (len(value.shape) - 1) + [*sizes]  # 0: as in the value
+        shape = [0] * (len(value.shape) - 1) + [*sizes]  # 0: the value's own size
         return integers(self._graph, "fp8_shape_" + "_".join(map(str, shape)), *shape)
 
     def _number(self, value: float) -> ir.Value:

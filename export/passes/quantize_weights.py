@@ -1,4 +1,4 @@
-"""Make graphs read quantized weights: with onnxruntime's operators, ours for experts, or ``DequantizeLinear``."""
+"""Make graphs read quantized weights, by onnxruntime's operators, ours for experts, or ``DequantizeLinear``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ACCURACY_LEVEL = {"float": 0, "int8": 4}  # of MatMulNBits: 4 allows rounding t
 def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[str, str] | None = None) -> None:
     """Replace weights by their quantized parts, in place.
 
-    Requires: a quantized weight is an initializer (else ``ValueError``), read (else ``LucidError``) by ``MatMul`` as
-    ``[in, out]`` or, in the format ``matmulnbits`` only, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)``
+    Requires: each quantized weight is an initializer (else ``ValueError``), read (else ``LucidError``) by ``MatMul`` as
+    ``[in, out]`` or, only in the format ``matmulnbits``, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)``
     or by ``ExpertMatMul``.
-    Result: such a weight is gone. In its place are initializers without data, one for each part of the record
-    (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
-    read by ``MatMulNBits``, ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul``, or by a
-    ``DequantizeLinear`` before the ``MatMul``; offsets by nodes of their own. Inputs are rounded as the record says.
+    Result: the weight is replaced by initializers without data, one per part of the record (``NAME.packed``,
+    ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape). ``MatMulNBits``,
+    ``GatherBlockQuantized`` and, for experts, ``QuantizedExpertMatMul`` read them, or a ``DequantizeLinear`` before the
+    ``MatMul``; separate nodes add the offsets. Inputs are rounded as the record specifies.
 
     Args:
-        names: The graph's names of weights by their names in the record, where these may differ: a tied embedding's.
+        names: Maps names in the record to names in the graph, for weights whose names differ (a tied embedding).
     """
     _split_rows(model, quantization, names or {})
     rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
@@ -62,11 +62,11 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
 
 
 def _split_rows(model: ir.Model, quantization: Quantization, names: dict[str, str]) -> None:
-    """Replace each weight whose rows are recorded as two pieces by these pieces, in place.
+    """Replace each weight whose rows the record splits into two pieces by these pieces, in place.
 
     Requires: such a weight ``(rows, columns)`` is an initializer, read by ``Gather(axis=0)`` or ``Gemm(transB=1)``.
-    Result: the weight is gone. A ``Gather`` becomes one for each piece, and a ``Where`` chooses between their rows;
-    a ``Gemm`` becomes one for each piece, and their columns are joined.
+    Result: a ``Gather`` of the weight becomes one per piece, with a ``Where`` that selects between their rows; a ``Gemm``
+    becomes one per piece, whose columns are concatenated.
 
     Args:
         names: As for ``quantize_weights``.
@@ -119,13 +119,13 @@ def _split_product(graph: ir.Graph, node: ir.Node, pieces: list[ir.Value]) -> No
 
 
 class WeightInitializers:
-    """The initializers of one quantized weight's parts, each created without data when it is first requested.
+    """The initializers of a quantized weight's parts, each created without data when it is first requested.
 
     Attributes:
         name: The weight's name in the record.
         quantization: The manifest's record of all quantized weights.
         tensor: This weight's entry in the record.
-        dtype: The type that the weight had in the graph.
+        dtype: The dtype of the original weight in the graph.
     """
 
     def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
@@ -134,7 +134,7 @@ class WeightInitializers:
         self._cast: dict[str, ir.Value] = {}
 
     def in_weights_type(self, part: str) -> ir.Value:
-        """Return a part in the type that the weight had, through a ``Cast`` if it is stored in another."""
+        """Return a part in the original weight's dtype; insert a ``Cast`` if it is stored in another dtype."""
         stored, chain = self.get(part), NodeChain(self.name + part)
         if part not in self._cast:
             self._cast[part] = chain.cast(stored, self.dtype, "cast")
@@ -154,11 +154,11 @@ class WeightInitializers:
 
 
 class BlockOffsets:
-    """Add what the blocks' offsets contribute to the matrix multiplications of one graph.
+    """Add the contribution of the blocks' offsets to the matrix products of one graph.
 
     If a weight W is q · s + c, with an offset c for each block of ``block_size`` elements, then x Wᵀ is x (q · s)ᵀ plus
-    Σ_b (Σ_{i in b} x_i) c_b, the sums of the input's blocks times the offsets. All weights that are multiplied with the
-    same input share these sums.
+    Σ_b (Σ_{i in b} x_i) c_b, the sums of the input's blocks times the offsets. All weights multiplied by the same input
+    with the same block size share these sums.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -166,7 +166,7 @@ class BlockOffsets:
         self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def add(self, product: ir.Node, parts: WeightInitializers) -> None:
-        """If the weight has offsets, add their contribution to a node's ``x Wᵀ``, for all readers of its output."""
+        """If the weight has offsets, add their contribution to the output ``x Wᵀ`` of a node."""
         if not parts.tensor.offsets:
             return
         x, plain = product.inputs[0], product.outputs[0]
@@ -192,7 +192,7 @@ class BlockOffsets:
         if (x, size) not in self._sums:
             assert x.shape is not None
             axes = len(x.shape)
-            shape = integers(self._graph, f"blocks_of_{size}_on_axis_{axes}", *[0] * (axes - 1), -1, size)  # 0: as in x
+            shape = integers(self._graph, f"blocks_of_{size}_on_axis_{axes}", *[0] * (axes - 1), -1, size)  # 0: size in x
             chain = NodeChain(parts.name)
             blocks = chain.add("Reshape", [x, shape], "blocks", dtype=x.dtype)  # (…, blocks, size)
             last_axis = integers(self._graph, "blocks_last_axis", -1)
@@ -229,7 +229,7 @@ def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitial
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """Replace ``Gather(W, ids)``; if the last block of a row is incomplete, cut off the columns that fill it up."""
+    """Replace ``Gather(W, ids)`` by ``GatherBlockQuantized``; slice off the padding of an incomplete last block."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {
         "bits": parts.quantization.bits_of(parts.name),
@@ -251,7 +251,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """Make ``MatMul(x, W)`` read the weight from a ``DequantizeLinear`` of its parts."""
+    """Make ``MatMul(x, W)`` read the weight from a ``DequantizeLinear`` node."""
     weight = node.inputs[1]
     assert weight is not None
     if parts.quantization.is_float:

@@ -1,4 +1,4 @@
-"""Trace equal layers once: choose an excerpt of the model, and build the whole model's graph from the excerpt's."""
+"""Trace equal layers only once: choose a shorter model, the excerpt, and build the whole model's graph from its graph."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from lucid_deploy.model.description import LayerDescription
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A shorter model with one layer of each kind of the whole model, and a second one of each kind that repeats.
+    """A shorter model with the first layer of each kind of the whole model, and the second of each kind that repeats.
 
-    Layers are of one kind if their descriptions, rotary settings and, in transformers' classes, ``AttentionShape.like``
-    are equal. The first of a kind may also compute what all layers share (masks, cosines), so the second is repeated.
+    Layers are of the same kind if their descriptions, rotary settings and, in transformers' classes,
+    ``AttentionShape.like`` are equal. The first layer of a kind may also compute values that all layers share (masks,
+    cosines), so the second one is the one to repeat.
     """
 
-    config: LucidConfig  # the shorter model
-    origins: tuple[int, ...]  # for each layer of the shorter model, its index in the whole one
-    sources: tuple[int, ...]  # for each layer of the whole model, the layer of the shorter one to copy
+    config: LucidConfig  # of the shorter model
+    origins: tuple[int, ...]  # for each layer of the shorter model, its index in the whole model
+    sources: tuple[int, ...]  # for each layer of the whole model, the layer of the shorter model to copy
 
 
 def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerpt | None:
-    """Choose the excerpt of a model; None if it would not be shorter than the model."""
+    """Choose the excerpt of a model; return None if it would not be shorter than the model."""
     kinds: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
         like = config.attention[index].like if config.attention else None
@@ -60,7 +61,7 @@ LayerOfNode = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
-    """Raised where layers have subgraphs, read nodes that lie between layers, or do not hand on exactly one value."""
+    """Raised if layers have subgraphs, depend on nodes between layers, or do not pass on exactly one value."""
 
 
 def repeat_layers(
@@ -71,10 +72,10 @@ def repeat_layers(
     inputs: Iterable[str],
     outputs: Iterable[str],
 ) -> tuple[ir.Model, dict[ir.Node, int | None]]:
-    """Return the whole model's graph, node for node as if the whole model were traced, and each node's layer.
+    """Return the graph that tracing the whole model would give, node for node, and each node's layer.
 
     Requires: ``model`` is the excerpt's graph, with the final names of inputs and outputs; weights have no data.
-    Result: a new model; the given one does not change. Raises ``NotRepeatable``.
+    Result: a new model; ``model`` does not change.
 
     Args:
         layers: The layer of each node in the excerpt; None outside all layers.
@@ -82,6 +83,9 @@ def repeat_layers(
         sources: As in ``Excerpt``.
         inputs: Names of the whole model's inputs, in order.
         outputs: Names of its outputs, in order.
+
+    Raises:
+        NotRepeatable: The graph cannot be built in this way; trace the whole model instead.
     """
     parts = _parts(model.graph, layers, len(origins))
     graph = _Whole(model.graph, origins, sources)
@@ -107,7 +111,7 @@ def repeat_layers(
 
 
 def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
-    """Return the names of the whole model's weights that were copied from the excerpt's weights of these names."""
+    """Return the names of the whole model's weights that are copies of the excerpt's weights of these names."""
     return {
         _renumbered(name, _always(index))
         for name in names
@@ -118,7 +122,7 @@ def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A graph's nodes before, in and after the layers, and the residual stream after each layer."""
+    """A graph's nodes before, in and after the layers, and the residual stream that each layer returns."""
 
     before: list[ir.Node]
     layers: list[list[ir.Node]]
@@ -146,7 +150,7 @@ def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
     *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
-    # The first layer of a kind may hand on shared values, too: the stream has the last layer's operator and shape.
+    # The first layer of a kind may also pass on shared values; the stream has the operator and shape of the last layer's.
     streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
     if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable
@@ -154,7 +158,7 @@ def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
 
 
 def _handed_on(nodes: list[ir.Node], layers: LayerOfNode, layer: int, count: int) -> Iterator[ir.Value]:
-    """Yield a layer's values that, outside it, only the next layer reads (or, for the last, the nodes after it)."""
+    """Yield a layer's values that are read, outside it, only by the next layer (or the nodes after the last layer)."""
     following = layer + 1 if layer + 1 < count else None
     for value in (value for node in nodes for value in node.outputs):
         if {layers[use.node] for use in value.uses()} - {layer} == {following}:
@@ -167,7 +171,7 @@ def _form(value: ir.Value) -> tuple[str, str]:
 
 
 class _Whole:
-    """The graph under construction: copies of nodes, and of inputs and weights when a node first reads them."""
+    """The graph under construction: copies of nodes, and of the inputs and weights that they read."""
 
     def __init__(self, graph: ir.Graph, origins: Sequence[int], sources: Sequence[int]) -> None:
         self.graph, self.origins, self.sources = graph, origins, sources
@@ -175,7 +179,7 @@ class _Whole:
         self._values: dict[ir.Value, ir.Value] = {}
         self._named = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
         self._new: dict[str, ir.Value] = {}  # inputs and initializers, by their names in the whole graph
-        self._results: dict[str, ir.Value] = {}  # outputs, likewise
+        self._results: dict[str, ir.Value] = {}  # outputs, by name
         self._outputs = {value: str(value.name) for value in graph.outputs}
 
     def add(
@@ -189,8 +193,8 @@ class _Whole:
 
         Args:
             layer: The node's layer in the whole model; None outside all layers.
-            source: Its layer in the shorter model.
-            values: The copies of the excerpt's values; those of the node's outputs are added.
+            source: The node's layer in the excerpt.
+            values: Maps the excerpt's values to their copies; the node's outputs are added.
         """
         values = self._values if values is None else values
 
@@ -222,13 +226,13 @@ class _Whole:
         self.layers[copy] = layer
 
     def outside(self, name: str) -> ir.Value:
-        """Return the whole graph's input or initializer of a name."""
+        """Return the whole graph's input or initializer of a name, copied when it is first requested."""
         if name not in self._new:
             self._new[name] = _copied(self._named[_renumbered(name, lambda index: self.sources[index])], name)
         return self._new[name]
 
     def model(self, model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
-        """Return a model of the finished graph, with the IR version and the functions of ``model``."""
+        """Return a model with the finished graph and the IR version and functions of ``model``."""
         given = [self.outside(name) for name in inputs]
         graph = ir.Graph(
             given,
@@ -241,7 +245,7 @@ class _Whole:
         return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
     def _initializers(self) -> Iterable[str]:
-        """Yield names in the order of the shorter graph; at the first name of a layer, all layers' names."""
+        """Yield the initializers' names in the excerpt's order, but all layers' names at the first layer's place."""
         members: dict[int, list[str]] = {}
         for name in self.graph.initializers:
             if match := _LAYER.fullmatch(name):
@@ -257,7 +261,7 @@ class _Whole:
 
 
 def _renumbered(name: str, number: Callable[[int], int]) -> str:
-    """Return the name of a layer's input, output or weight with the number of another layer; other names as given."""
+    """Return the name of a layer's input, output or weight with another layer number; other names unchanged."""
     match = _LAYER.fullmatch(name)
     return name if match is None else f"{match[1]}{number(int(match[2]))}{match[3]}"
 
