@@ -65,8 +65,8 @@ def _split_rows(model: ir.Model, quantization: Quantization, names: dict[str, st
     """Replace each weight whose rows the record splits into two pieces by these pieces, in place.
 
     Requires: such a weight ``(rows, columns)`` is an initializer, read by ``Gather(axis=0)`` or ``Gemm(transB=1)``.
-    Result: a ``Gather`` of the weight becomes one per piece, with a ``Where`` that selects between their rows; a ``Gemm``
-    becomes one per piece, whose columns are concatenated.
+    Result: a ``Gather`` of the weight becomes one per piece, with a ``Where`` that selects between their rows; a
+    ``Gemm`` becomes one per piece, whose columns are concatenated.
 
     Args:
         names: As for ``quantize_weights``.
@@ -192,7 +192,7 @@ class BlockOffsets:
         if (x, size) not in self._sums:
             assert x.shape is not None
             axes = len(x.shape)
-            shape = integers(self._graph, f"blocks_of_{size}_on_axis_{axes}", *[0] * (axes - 1), -1, size)  # 0: size in x
+            shape = integers(self._graph, f"blocks_of_{size}_on_axis_{axes}", *[0] * (axes - 1), -1, size)  # 0: as in x
             chain = NodeChain(parts.name)
             blocks = chain.add("Reshape", [x, shape], "blocks", dtype=x.dtype)  # (…, blocks, size)
             last_axis = integers(self._graph, "blocks_last_axis", -1)

@@ -1,4 +1,4 @@
-"""Trace equal layers only once: choose a shorter model, the excerpt, and build the whole model's graph from its graph."""
+"""Trace equal layers once: choose a shorter model, the excerpt, and build the whole model's graph from its graph."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from lucid_deploy.model.description import LayerDescription
 class Excerpt:
     """A shorter model with the first layer of each kind of the whole model, and the second of each kind that repeats.
 
-    Layers are of the same kind if their descriptions, rotary settings and, in transformers' classes,
-    ``AttentionShape.like`` are equal. The first layer of a kind may also compute values that all layers share (masks,
-    cosines), so the second one is the one to repeat.
+    Layers are of one kind if their descriptions, rotary settings and, in transformers' classes, ``AttentionShape.like``
+    are equal. The first one may also compute what all layers share (masks, cosines), so the second one is repeated.
     """
 
     config: LucidConfig  # of the shorter model
@@ -75,7 +74,7 @@ def repeat_layers(
     """Return the graph that tracing the whole model would give, node for node, and each node's layer.
 
     Requires: ``model`` is the excerpt's graph, with the final names of inputs and outputs; weights have no data.
-    Result: a new model; ``model`` does not change.
+    Result: a new model; ``model`` does not change. Raises ``NotRepeatable`` if the graph cannot be built in this way.
 
     Args:
         layers: The layer of each node in the excerpt; None outside all layers.
@@ -83,9 +82,6 @@ def repeat_layers(
         sources: As in ``Excerpt``.
         inputs: Names of the whole model's inputs, in order.
         outputs: Names of its outputs, in order.
-
-    Raises:
-        NotRepeatable: The graph cannot be built in this way; trace the whole model instead.
     """
     parts = _parts(model.graph, layers, len(origins))
     graph = _Whole(model.graph, origins, sources)
@@ -150,7 +146,7 @@ def _parts(graph: ir.Graph, layers: LayerOfNode, count: int) -> _Parts:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
     *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
-    # The first layer of a kind may also pass on shared values; the stream has the operator and shape of the last layer's.
+    # The first layer of a kind may also pass on shared values. The stream has the last layer's operator and shape.
     streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
     if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable

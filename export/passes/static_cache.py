@@ -1,4 +1,4 @@
-"""Graphs with a static cache: derive them from those with a growing cache, and write rows with standard operators."""
+"""Derive graphs with a static cache from those with a growing cache, and write rows with standard operators."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _INT64, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
 def static_cache(
     growing: ir.Model, opset: int, inputs: Mapping[str, Sequence[int | str]], rows: Sequence[str], copies: bool
 ) -> ir.Model | None:
-    """Derive a graph that decodes over static buffers from one that decodes over a growing cache.
+    """Derive a graph that decodes over a static cache from one that decodes over a growing cache.
 
-    The growing graph computes the same over whole buffers as over a past with padding, if its mask hides the rows that
-    are not filled yet. New rows are written into the buffers instead of joined to them.
+    If its mask hides the rows that are not filled yet, the growing graph gives the same outputs over whole buffers as
+    over a padded past. New rows are written into the buffers instead of concatenated to them.
 
     Requires: every tensor of ``rows`` is a ``Concat`` of the past and new rows, and the mask is only read as bool.
-    Result: a new model with the given inputs, which returns the written buffers; ``growing`` is not changed.
+    Result: a new model with the given inputs, which returns the written buffers; ``growing`` does not change.
 
     Args:
         growing: A traced graph of ``decode`` or ``verify``.
-        opset: Version of the standard operators of the result, see :func:`write_rows`.
+        opset: Opset version of the result, see :func:`write_rows`.
         inputs: The result's inputs in order, with their shapes.
-        rows: Name suffixes of the cached tensors that hold a row for each token, such as ``0.key``.
-        copies: Whether layers may read a joined copy of the whole buffers and the new rows. In decoding this copy would
-            cost more than the layers' own code for static caches.
+        rows: Name suffixes of the cached tensors that have one row per token, such as ``0.key``.
+        copies: Whether layers may read a concatenated copy of the whole buffer and the new rows. In decoding, this copy
+            would cost more than the layers' own code for static caches.
 
     Returns:
         The graph; None if ``growing`` does not have the required form.
@@ -65,21 +65,21 @@ def static_cache(
 
 
 def _joins(node: ir.Node | None, past: ir.Value, copies: bool) -> bool:
-    """Whether a node joins new rows to a past and, unless ``copies``, only the graph's output reads the result."""
+    """Whether a node concatenates a past and new rows, read (unless ``copies``) by nothing but the graph's output."""
     if node is None or node.op_type != "Concat" or len(node.inputs) != 2 or node.inputs[0] is not past:
         return False
     return node.attributes["axis"].as_int() in (2, -2) and (copies or not node.outputs[0].uses())
 
 
 def _renamed(axis: int | ir.SymbolicDim) -> int | str | None:
-    """Return an axis; in the name of a dynamic one, ``max_context`` takes the place of ``past_sequence``."""
+    """Return an axis's size, or its name with ``max_context`` in place of ``past_sequence``; None if it has neither."""
     if isinstance(axis, int) or axis.value is None:
         return axis if isinstance(axis, int) else None
     return re.sub(r"\bpast_sequence\b", "max_context", str(axis.value))
 
 
 def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value) -> ir.Value:
-    """Add nodes for a mask, bool ``(B, M + N)``: which of a buffer's M rows hold tokens, and True for N new ones."""
+    """Add nodes for a bool mask ``(B, M + N)``: which of the buffer's M rows are tokens, and True for N new tokens."""
     chain = NodeChain("static_mask")
     zero, one = (constant(graph, f"static_mask.{n}", np.array(n, np.int64)) for n in (0, 1))
     axis = integers(graph, "static_mask.axis", 1)
@@ -92,13 +92,13 @@ def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value
     past = chain.add("And", [filled, chain.cast(mask, _BOOL, "given")], "past", dtype=_BOOL)
     new = chain.add("Expand", [one, chain.add("Shape", [input_ids], "new_size", dtype=_INT64)], "ones", dtype=_INT64)
     whole = chain.add("Concat", [past, chain.cast(new, _BOOL, "new")], "whole", {"axis": 1}, _BOOL)
-    whole.shape = ir.Shape([None, None])  # sessions must see that it is no window's mask, which has three axes
+    whole.shape = ir.Shape([None, None])  # sessions must know that it is not a window's mask, of rank 3
     graph.insert_before(graph[0], chain.nodes)
     return whole
 
 
 def _write(graph: ir.Graph, join: ir.Node, length: ir.Value) -> None:
-    """Make the graph return the buffer with the new rows written into it; the join stays if a layer reads it."""
+    """Make the graph return the buffer with the new rows written into it; keep the ``Concat`` if a layer reads it."""
     past, new = join.inputs
     joined = join.outputs[0]
     node = ir.node(SCATTER_ROW.name, [past, new, length], domain=DOMAIN, version=VERSION, name=f"{join.name}_written")
@@ -113,11 +113,11 @@ def _write(graph: ir.Graph, join: ir.Node, length: ir.Value) -> None:
 
 
 def write_rows(model: ir.Model, opset: int) -> None:
-    """Replace the placeholder ``ScatterRow`` by ``TensorScatter`` or, in opsets below 24, by ``ScatterElements``.
+    """Replace ``ScatterRow`` nodes by ``TensorScatter`` or, in opsets below 24, by ``ScatterElements``, in place.
 
-    The tracer emits a placeholder because the exporter's version conversion rejects nodes newer than its opset.
+    The tracer emits ``ScatterRow`` because the exporter's version conversion rejects nodes newer than its opset.
     Requires: in opsets below 24, each batch row gets only one new row.
-    Result: no placeholder is left. With ``TensorScatter`` the model's opset is raised to 24, the first that has it.
+    Result: no ``ScatterRow`` is left. With ``TensorScatter``, the model's opset becomes 24, the first that has it.
     """
     for node in list(model.graph):
         if (node.domain, node.op_type) != (DOMAIN, SCATTER_ROW.name):
@@ -131,7 +131,7 @@ def write_rows(model: ir.Model, opset: int) -> None:
 
 
 def _scatter_elements(graph: ir.Graph, node: ir.Node) -> None:
-    """Replace a placeholder; ``index`` is expanded over heads and width, since every element needs an index."""
+    """Replace a ``ScatterRow``; ``index`` is expanded over heads and width, since every element needs an index."""
     cache, row, index = node.inputs
     assert row is not None
     shape = ir.node("Shape", [row])  # (B, H, 1, D)

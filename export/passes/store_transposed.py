@@ -1,6 +1,6 @@
 """Store weights in the layout that ``MatMul`` reads, so that no runtime transposes (and copies) them at load time.
 
-PyTorch stores a linear layer as ``[out, in]`` and the tracer writes ``MatMul(x, Transpose(W))``.
+PyTorch stores the weight of a linear layer as ``[out, in]``, and the tracer emits ``MatMul(x, Transpose(W))``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from lucid_deploy.export.passes.editing import NodeChain, integers
 def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
     """Remove ``Transpose`` nodes of weights, in place; return the names of the weights to be stored transposed.
 
-    Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight, or of a ``Cast`` of it,
-    swaps its last two axes.
-    Result: a weight that was only read transposed has the shape ``[in, out]``, experts' ``[experts, in, out]``. A
-    weight that is also read untransposed (a tied embedding) keeps its layout, and its ``MatMul`` becomes
-    ``Gemm(transB=1)``. A ``Cast`` stays.
+    Requires: weights are graph inputs or initializers without data; each ``Transpose`` of a weight, or of a ``Cast`` of
+    it, swaps the last two axes.
+    Result: a weight that was only read transposed has the shape ``[in, out]``, or ``[experts, in, out]``. A weight that
+    is also read untransposed (a tied embedding) keeps its layout, and its ``MatMul`` becomes ``Gemm(transB=1)``. A
+    ``Cast`` stays.
     """
     transposed = set()
     candidates = [value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.name in weights]
@@ -46,7 +46,7 @@ def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
 
 
 def _matmul_to_gemm(graph: ir.Graph, matmul: ir.Node, weight: ir.Value) -> None:
-    """Replace ``MatMul(x, Wᵀ)`` by a Gemm on the rows of x, which has three axes."""
+    """Replace ``MatMul(x, Wᵀ)``, where x has three axes, by a ``Gemm`` on the rows of x."""
     assert matmul.op_type == "MatMul" and weight.shape is not None
     x, out = matmul.inputs[0], matmul.outputs[0]
     assert x is not None and out.name is not None
