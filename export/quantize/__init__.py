@@ -1,4 +1,4 @@
-"""Quantization of weights: ``plan`` has what an export calls; each method has a file, and ``method`` finds it by name.
+"""Weight quantization: exports call ``plan``; each method has its own module, and ``method`` finds it by name.
 
-Installed packages add methods under the entry point group ``lucid_deploy.quantization``.
+Installed packages can add methods with the entry point group ``lucid_deploy.quantization``.
 """

@@ -1,13 +1,13 @@
-"""Distillation: learn the scales and offsets of rounded weights, so that the model predicts what the exact one does.
+"""Distillation: learn scales and offsets of quantized weights, so that the model's predictions match the exact model's.
 
-The integers are HQQ's (or the nearest, where blocks have no offsets) and stay fixed. Text runs through the exact
-model and through the rounded one, and Adam trains the scales and offsets of the layers' weights to minimize the KL
-divergence between the predictions. Training scales alone, through the whole model, is the second phase of
-EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); its loss is the cross-entropy of text.
+The quantized integers are HQQ's (or the nearest, where blocks have no offsets) and stay fixed. The exact and the
+quantized model run on the same text, and Adam trains the scales and offsets of the layers' weights to minimize the KL
+divergence between their predictions. Training only the scales, end to end, is the second phase of EfficientQAT (Chen
+et al., arXiv 2407.11062, section 3.3), whose loss is the cross-entropy of text.
 
-A method that looks at one linear layer at a time, such as GPTQ, keeps each layer's error small. Here the errors of all
-layers compensate each other, which removes what makes a rounded model less certain than its original: on SmolLM2,
-rewritten as in benchmarks/quantization_cost.py, distilled int4 raised perplexity by 4 %, GPTQ on the same text by 11 %.
+Methods that process one linear layer at a time, such as GPTQ, minimize each layer's error. Here the errors of all
+layers can compensate each other, so that the predictions lose less confidence: on SmolLM2, converted as in
+benchmarks/quantization_cost.py, distilled int4 raised perplexity by 4 %, GPTQ on the same text by 11 %.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize.method import Progress
     from lucid_deploy.model.checkpoint import Checkpoint
 
-RATE = 1e-3  # learning rate, relative to a scale: it rises in the first steps, and falls to zero over all steps
-RISE = 5  # steps in which the learning rate rises
+RATE = 1e-3  # peak learning rate, relative to a scale; decays linearly to zero after the warmup
+RISE = 5  # warmup steps
 MOMENTS = (0.9, 0.98)  # Adam's betas
-EVERY = 2  # every second prediction of a row is compared, since the head is a fifth of a small model's arithmetic
+EVERY = 2  # compare every second prediction of a row: the head takes a fifth of a small model's arithmetic
 
 
 class _Dequantize(torch.autograd.Function):
-    """Dequantize int8 ``(out, blocks, block)`` with scales and offsets; only the int8 is kept for the gradient."""
+    """Dequantize int8 ``(out, blocks, block)`` with scales and offsets; save only the int8 for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _Dequantize(torch.autograd.Function):
 
 
 class RoundedWeight(nn.Module):
-    """A parametrization of a weight: it returns the exact weight or, while ``rounds`` is set, the rounded one."""
+    """A parametrization that returns the exact weight or, while ``rounds`` is set, the quantized one."""
 
     def __init__(self, rounded: Rounded, tensor: QuantizedTensor, bits: int) -> None:
         super().__init__()
@@ -64,16 +64,16 @@ class RoundedWeight(nn.Module):
         self.tensor, self.packed, self.rounds = tensor, rounded.packed, False
         self.first_scales, self.has_offsets = rounded.scales, rounded.offsets is not None
         self.first_offsets = rounded.offsets if self.has_offsets else torch.zeros_like(rounded.scales)
-        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # both changes are relative to the scales
+        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # changes are relative to scales
         self.offset_changes = nn.Parameter(torch.zeros_like(rounded.scales), requires_grad=self.has_offsets)
 
     def learned(self, dtype: torch.dtype) -> Rounded:
-        """Return the parts to be stored, with scales and offsets rounded to ``dtype``."""
+        """Return the quantized weight to store, with scales and offsets rounded to ``dtype``."""
         scales, offsets = (each.detach().to(dtype).float() for each in self._factors())
         return Rounded(self.packed, scales, offsets if self.has_offsets else None)
 
     def matrix(self, scales: Tensor, offsets: Tensor) -> Tensor:
-        """Return the weight that these scales and offsets give, ``(out, in)``."""
+        """Return the weight dequantized with these scales and offsets, ``(out, in)``."""
         return _Dequantize.apply(self.numbers, scales, offsets).flatten(1)[:, : self.tensor.shape[1]]
 
     def forward(self, exact: Tensor) -> Tensor:
@@ -90,11 +90,11 @@ class RoundedWeight(nn.Module):
 def round_weights(
     model: nn.Module, checkpoint: Checkpoint, quantization: Quantization, dtype: str
 ) -> dict[str, RoundedWeight]:
-    """Parametrize the layers' weights with rounded ones; return these by the weights' names."""
+    """Parametrize the layers' weights with :class:`RoundedWeight`; return these parametrizations by weight name."""
     found = {}
     for name, tensor in quantization.tensors.items():
         if not name.startswith("model.layers."):
-            continue  # embedding and head stay exact here: a text says little of most of their rows
+            continue  # embedding and head are not learned: a text has too few tokens for most of their rows
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
         weight = getattr(module, own).detach()
@@ -103,7 +103,7 @@ def round_weights(
         bits, positive = quantization.bits_of(name), quantization.has_positive_scales(name)
         rounded = _joined([*HQQ.round(tensor.matrix(weight), tensor, bits, tensor.scale_dtype or dtype, positive)])
         found[name] = RoundedWeight(rounded, tensor, bits)
-        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # without PyTorch's checks
+        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # unsafe: skip PyTorch's checks
     return found
 
 
@@ -114,20 +114,20 @@ def _joined(parts: list[Rounded]) -> Rounded:
 
 
 def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRows, progress: Progress) -> None:
-    """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
+    """Learn the scales and offsets of a model's quantized weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # mixes the file's subjects
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # mixes the file's topics
     parameters = [each for weight in weights for each in weight.parameters() if each.requires_grad]
     adam = torch.optim.Adam(parameters, RATE, MOMENTS)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))
-    first = 0  # first token whose prediction is compared
+    first = 0  # position of the first prediction to compare
     hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, first::EVERY],))  # type: ignore[union-attr]
     for step, ids in enumerate(texts[index] for index in order):
         progress("Distilling", step, len(texts))
         first = step % min(EVERY, ids.shape[1])
         with torch.no_grad():
             wanted = _logits(model, weights, ids, rounds=False).softmax(-1)
-        loss = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence plus a constant
+        loss = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # KL divergence plus a constant
         if not loss.isfinite():
             raise LucidError("The model gives values that are not finite for the calibration text.")
         adam.zero_grad()
@@ -139,7 +139,7 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
 
 
 def _logits(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds: bool) -> Tensor:
-    """Return the logits of the exact or the rounded model, ``(N, vocab)`` of the tokens that its head gets."""
+    """Return the logits of the exact or the quantized model, ``(N, vocab)``, for the positions to compare."""
     for weight in weights:
         weight.rounds = rounds
     found: Tensor = model(ids)[0][0]
@@ -147,7 +147,7 @@ def _logits(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds:
 
 
 class Distillation(QuantizationMethod):
-    """The method that ``--method distill`` chooses, described in the module's docstring."""
+    """The method ``--method distill``; see the module's docstring."""
 
     name = "distill"
     learns = True
@@ -177,7 +177,7 @@ class Distillation(QuantizationMethod):
 
 
 def _experts(weight: RoundedWeight) -> list[bool]:
-    """Return for each of a weight's experts whether any token chose it."""
+    """Return for each of a weight's experts whether any token was routed to it."""
     changes = weight.scale_changes.detach()
     return [bool(each.any()) for each in changes.chunk(weight.tensor.experts)] if weight.tensor.experts else []
 

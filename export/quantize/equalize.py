@@ -1,14 +1,14 @@
-"""Cross-layer equalization: make a weight's columns more equal in size before rounding, with or without a text.
+"""Cross-layer equalization: equalize the magnitudes of a weight's columns before rounding, with or without a text.
 
-Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
+Rounding with one scale per block of inputs loses most where a few columns are much larger than their neighbours, and
 where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
 where size_i is the root mean square of the column and input_i that of the input's channel i; the channel is divided by
-s_i in the layer or norm that makes it. This is SmoothQuant's scale (Xiao et al., arXiv 2211.10438, equation 4) with
-root mean squares for maxima. As its exponents add up to 1, it does not matter how a channel's size is split between its
-maker and its readers. Experts' scales ignore inputs, as in Nagel et al. (arXiv 1906.04721, section 4.1).
+s_i in the layer or norm that produces it. This is SmoothQuant's scale (Xiao et al., arXiv 2211.10438, equation 4) with
+root mean squares instead of maxima. As the exponents add up to 1, it does not matter how a channel's magnitude is split
+between its producer and its readers. Experts' scales ignore inputs, as in Nagel et al. (arXiv 1906.04721, section 4.1).
 
-Random tokens suffice to find out which channels of an input are large; a calibration text, if there is one, shows it
-better. Dividing a weight's rows adds no rounding error: each row has scales of its own, which shrink with it.
+Random tokens suffice to find the large channels of an input; a calibration text, if given, finds them more precisely.
+Dividing a weight's rows adds no rounding error: each row has its own scales, which become smaller with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
 
 ALPHA = 0.7  # α, by measurement: see docs/quantization.md
-_TOKENS, _ROWS = 256, 2  # random tokens, or rows of a calibration text, that layers run on
+_TOKENS, _ROWS = 256, 2  # run the layers on this many random tokens, or rows of a calibration text
 
 
 def equalizing_scales(
@@ -44,12 +44,12 @@ def equalizing_scales(
     progress: Callable[[str, int, int], None] | None = None,
     text: CalibrationRows | None = None,
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return scales to fold into weights, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
+    """Return float32 scales to fold into weights, named as in :mod:`lucid_deploy.artifact.quantized_bytes`.
 
     Args:
         quantization: Which weights will be rounded. Of the others, only norms, routers and shared experts are scaled.
-        dtype: Type of the norms in the artifact.
-        text: Calibration rows, at most two of which run through the layers; None: tokens drawn at random.
+        dtype: Dtype of the norms in the artifact.
+        text: Calibration text, of which at most two rows run through the layers; None: use random tokens.
     """
     import torch
 
@@ -84,7 +84,7 @@ def equalizing_scales(
 
 
 def first_stream(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    """Embed tokens, int64 ``(B, N)``: the first layer's input, float32 ``(B, N, C)``."""
+    """Embed tokens, int64 ``(B, N)``; return the first layer's input, float32 ``(B, N, C)``."""
     if checkpoint.config.class_config:
         from lucid_deploy.model.transformers_class import slices
 
@@ -93,7 +93,7 @@ def first_stream(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:
-    """Read one layer of a checkpoint, in float32."""
+    """Load one layer of a checkpoint in float32."""
     import torch
 
     if checkpoint.config.class_config:
@@ -129,14 +129,14 @@ def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor
 
 @dataclass(frozen=True)
 class SharedInput:
-    """A tensor that linear layers read, one after the other."""
+    """A tensor that is the input of consecutive linear layers."""
 
     names: list[str]  # of the linear layers, within their layer
     values: torch.Tensor  # (B, N, in)
 
 
 def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> tuple[list[SharedInput], torch.Tensor]:
-    """Run a layer; return what its linear layers read, in the order they run, and the layer's output."""
+    """Run a layer; return the inputs of its linear layers in execution order, and the layer's output."""
     import torch
 
     seen: list[tuple[str, torch.Tensor]] = []
@@ -161,11 +161,11 @@ def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> tuple[list[Sha
 def _of_experts(
     layer: nn.Module, run: Run, x: torch.Tensor, quantization: Quantization, prefix: str, dtype: str
 ) -> Iterator[dict[str, Any]]:
-    """Apply and yield the scales of the inputs of experts' matrices, by the names of parameters in the layer.
+    """Apply and yield the scales of the inputs of experts' matrices, by names of the layer's parameters.
 
-    To divide the input of ``down_proj``, the rows of the expert's own up projection are divided; to divide the input of
-    ``gate_up_proj``, the norm before the experts. The norm's other readers, router and shared experts, are multiplied.
-    Experts that are stored as ``(E, in, out)``, or not quantized, are left out.
+    The input of ``down_proj`` is divided in the rows of the expert's own up projection, that of ``gate_up_proj`` in the
+    norm before the experts. The norm's other readers, router and shared experts, are multiplied. Experts that are
+    stored as ``(E, in, out)`` or not quantized are skipped.
     """
     for path, experts in list(layer.named_modules()):
         names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
@@ -186,7 +186,7 @@ def _of_experts(
 
 
 def _below_ones(scale: torch.Tensor) -> torch.Tensor:
-    """Return scales for the rows of ``gate_up_proj``, ``(E, 2F)``: ones for the gate, then ``scale`` ``(E, F)``."""
+    """Return scales for the rows of ``gate_up_proj``, ``(E, 2F)``: ones for the gate, then ``scale``, ``(E, F)``."""
     import torch
 
     return torch.cat([torch.ones_like(scale), scale], dim=1)
@@ -195,7 +195,7 @@ def _below_ones(scale: torch.Tensor) -> torch.Tensor:
 def _read_norms(
     layer: nn.Module, run: Run, x: torch.Tensor, experts: str
 ) -> Iterator[tuple[tuple[str, torch.Tensor], list[str]]]:
-    """Yield the weight (name, value) of each norm whose output experts read, and the names of all of its readers."""
+    """Yield the weight (name, value) of each norm whose output the experts read, and the names of all its readers."""
     import torch
 
     given: dict[int, str] = {}
@@ -226,7 +226,7 @@ def _read_norms(
 
 
 def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str, Any]) -> bool:
-    """Fold scales into a layer's parameters if its outputs stay the same in float64; return whether they do."""
+    """Fold scales into a layer's parameters if its float64 outputs do not change; return whether the scales were folded."""
     changed = {name.removesuffix(INPUTS).removesuffix(OUTPUTS) for name in scales}
     parameters = dict(layer.named_parameters())
     if not changed <= parameters.keys():
@@ -243,10 +243,10 @@ def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str
 
 
 def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
-    """Return scales around 1 that make columns more equal, given their mean squares: ``(…, in)``, a row per matrix.
+    """Return scales around 1 that equalize columns, given their mean squares ``(…, in)``, one row per matrix.
 
     Args:
-        inputs: Mean squares of the inputs that the columns are multiplied by, of the same shape; None: all equal.
+        inputs: Mean squares of the columns' inputs, of the same shape; None: all equal.
     """
     scale = _sizes(squares).pow(-ALPHA)
     if inputs is not None:
@@ -260,7 +260,7 @@ def _sizes(squares: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(layer: nn.Module, fold: Fold, inputs: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return scales around 1 for the outputs of ``fold.giver``; ``inputs`` ``(…, in)`` are what its readers read."""
+    """Return scales around 1 for the outputs of ``fold.giver``; ``inputs``, ``(…, in)``, are those of its readers."""
     import torch
 
     read = inputs.flatten(0, -2).square().mean(0)

@@ -1,9 +1,9 @@
-"""Scales that cancel: a weight's columns are multiplied by them, and the norm or layer before is divided by them.
+"""Scales that cancel: the columns of weights are multiplied by them, and the norm or layer before is divided by them.
 
-A norm or the rows of a linear layer are divided, never K: the solve needs the keys that it was trained with. No kind of
-layer is treated specially: a norm or linear layer fits if the outputs stay the same when it is divided and its readers
-are multiplied, which is tried in float64. So for the input of q, k and v the norm before them is divided, for that of
-``down`` the rows of ``up``, and for that of ``o`` the rows of ``v``. Where nothing fits, as after a delta rule, the
+Only norms and rows of linear layers are divided, never K: the solve needs the keys that it was trained with. No kind of
+layer is special: a norm or linear layer qualifies if the outputs do not change when it is divided and its readers are
+multiplied, which is tested in float64. So for the input of q, k and v, the norm before them is divided; for that of
+``down``, the rows of ``up``; for that of ``o``, the rows of ``v``. Where nothing qualifies, as after a delta rule, the
 input is not scaled.
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_PROBE = 5  # tokens that a fold is tried with
-SAME = 1e-9  # largest relative change of float64 outputs: rounding changes them by 1e-15, a wrong fold by far more
+_PROBE = 5  # number of tokens to test a fold with
+SAME = 1e-9  # largest accepted relative change of float64 outputs; rounding causes 1e-15, a wrong fold far more
 Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
 
 
 def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
-    """Return a view of the checkpoint whose weights have the scales folded in."""
+    """Return a view of the checkpoint with the scales folded into its weights."""
     changed = copy.copy(checkpoint)
     changed.tensor = lambda name: scaled(checkpoint.tensor(name), name, scales)  # type: ignore[method-assign]
     return changed
@@ -37,25 +37,25 @@ def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Fold:
-    """Where the scales of an input are folded in: the norm or layer that produces the input, and its readers."""
+    """The parameters into which an input's scales are folded: the norm or layer that produces it, and its readers."""
 
     giver: str  # name of the norm or linear layer that produces the input
-    readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
+    readers: tuple[str, ...]  # names of the linear layers that read it; nothing else reads it
     heads: int = 1  # key/value heads of the giver; the readers' input axis is (heads, repeated, head width)
-    repeated: int = 1  # inputs that come from one output of the giver: query heads that share a value head
+    repeated: int = 1  # inputs per output of the giver: query heads that share a key/value head
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
-        """Return the readers' scale ``(in,)``, given one for each of the giver's outputs."""
+        """Return the readers' scales ``(in,)``, given those of the giver's outputs."""
         return scale.unflatten(0, (self.heads, 1, -1)).expand(-1, self.repeated, -1).flatten()
 
     def apply(self, layer: nn.Module, scale: torch.Tensor) -> None:
-        """Divide the rows of ``giver`` by ``scale``, one each, and multiply the columns of ``readers`` by it."""
+        """Divide the rows of ``giver`` by ``scale``, and multiply the columns of ``readers`` by it."""
         giver = layer.get_submodule(self.giver)
         for parameter in giver.parameters(recurse=False):  # a weight, and a bias
             parameter.data = parameter.data / scale.unflatten(0, (-1, *([1] * (parameter.dim() - 1))))
         for name in self.readers:
             weight = layer.get_parameter(f"{name}.weight")
-            weight.data = weight.data * self.spread(scale)  # not in place: it may be the mapped file itself
+            weight.data = weight.data * self.spread(scale)  # not in place: it may be memory-mapped
 
     def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
         """Return the scales to store, by the weight's name + ``INPUTS`` (multiplied) or ``OUTPUTS`` (divided)."""
@@ -64,7 +64,7 @@ class Fold:
         return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
 
     def changes_only(self, quantized: Collection[str], layer: nn.Module, prefix: str) -> bool:
-        """Whether all weights that a scale changes, except a norm's, are quantized: others must stay as they are."""
+        """Whether all weights that a scale changes, except a norm's, are quantized; other weights must not change."""
         is_norm = layer.get_parameter(f"{self.giver}.weight").dim() == 1
         changed = [*self.readers] if is_norm else [self.giver, *self.readers]
         return all(f"{prefix}{name}.weight" in quantized for name in changed)
@@ -73,12 +73,12 @@ class Fold:
 def find_folds(
     layer: nn.Module, run: Run, x: torch.Tensor, groups: Sequence[Sequence[str]], heads: int = 0
 ) -> list[Fold | None]:
-    """Find where the scale of each group's input can be folded in; None where that is impossible.
+    """Find the fold for the scales of each group's input; None where there is none.
 
     Args:
-        run: Runs a copy of the layer in float64 over ``(B, N, C)``.
-        groups: Names of the layer's linear parts in the order they run, grouped by the input that they read.
-        heads: Key/value heads, each of which several query heads may share; 0: try no folds with shared heads.
+        run: Runs the layer over ``(B, N, C)``; called with a float64 copy of the layer.
+        groups: Names of the layer's linear modules in execution order, grouped by their input.
+        heads: Number of key/value heads, for folds across query heads that share one; 0: try no such folds.
     """
     import torch
 
@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where it becomes 0 or infinite."""
+    """Return scales near ``scale`` for which norm / scale is exact in ``dtype``; 1 where it would be 0 or infinite."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()
