@@ -226,7 +226,7 @@ def _read_norms(
 
 
 def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str, Any]) -> bool:
-    """Fold scales into a layer's parameters if its float64 outputs do not change; return whether the scales were folded."""
+    """Fold scales into a layer's parameters if its float64 outputs do not change; return whether they were folded."""
     changed = {name.removesuffix(INPUTS).removesuffix(OUTPUTS) for name in scales}
     parameters = dict(layer.named_parameters())
     if not changed <= parameters.keys():

@@ -1,4 +1,4 @@
-"""Round weights to E4M3 and NVFP4 with the scales of NVIDIA's ModelOpt, or take over the weights of an fp8 checkpoint.
+"""Round weights to E4M3 and NVFP4 with the scales of NVIDIA's ModelOpt, or convert the weights of an FP8 checkpoint.
 
 ModelOpt's formulas: ``FP8QTensor`` and ``NVFP4QTensor`` in ``modelopt/torch/quantization/qtensor``.
 """
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.weight import FloatWeight
 
 Codes = NDArray[np.uint8]
-_LEAST = 2.0**-126  # the smallest scale, so that nothing is divided by 0: float32's smallest normal number
-_MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # middles between neighbouring magnitudes
+_LEAST = 2.0**-126  # lower bound of scales, to avoid division by 0: float32's smallest normal number
+_MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # midpoints between adjacent magnitudes
 
 
 def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
-    """Round to E4M3 with one scale, the largest magnitude / 448.
+    """Round a weight ``(out, in)`` to E4M3 with one scale, its largest magnitude / 448.
 
     Returns:
-        Codes ``(out, in)``, and the scale, float32 without axes.
+        Codes ``(out, in)``, and the scale, a float32 scalar.
     """
     values = weight.float()
     scale = (values.abs().max() / E4M3_MAX).clamp(min=_LEAST)
@@ -43,14 +43,14 @@ def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
 
 
 def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
-    """Round to E2M1 in blocks of 16 inputs.
+    """Round a weight ``(out, in)`` to E2M1 in blocks of 16 inputs.
 
     The weight's scale is its largest magnitude / (6 · 448). In units of this scale, a block's scale is the block's
     largest magnitude / 6, rounded to E4M3 and at least 2⁻⁹. A block, or a weight, of zeros has the scale 1.
 
     Returns:
-        Codes ``(out, in)``, one in a byte; codes of the blocks' scales ``(out, blocks)``; and the weight's scale,
-        float32 without axes.
+        Codes ``(out, in)``, one per byte; codes of the blocks' scales ``(out, blocks)``; and the weight's scale, a
+        float32 scalar.
     """
     blocks = weight.float().unflatten(1, (-1, NVFP4_BLOCK))  # (out, blocks, 16)
     largest = blocks.abs().amax(dim=-1)
@@ -64,9 +64,9 @@ def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
 
 
 def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
-    """Return the codes of the nearest values of E2M1; ties go to the even code, and values beyond ±6 become ±6."""
+    """Return the codes of the nearest E2M1 values; ties go to the even code, and values beyond ±6 become ±6."""
     magnitudes = values.abs().contiguous()
-    below = torch.bucketize(magnitudes, _MIDDLES)  # the middle itself counts as below
+    below = torch.bucketize(magnitudes, _MIDDLES)  # a midpoint counts as below
     above = torch.bucketize(magnitudes, _MIDDLES, right=True)
     nearest = torch.where(below % 2 == 0, below, above)
     return (nearest + 8 * (values < 0)).to(torch.uint8)
@@ -85,15 +85,15 @@ def rounded_parts(weight: torch.Tensor, quantization: Quantization) -> Parts:
 
 
 def parts_taken_over(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
-    """Take over a weight of a checkpoint in fp8; return the bytes of its codes and scales by part.
+    """Return the bytes of the codes and scales, by part, of a weight of an FP8 checkpoint, without rounding it again.
 
-    TensorRT accepts positive scales only, so a block whose scale is zero is stored as zeros with the scale 1.
+    TensorRT accepts only positive scales, so a block whose scale is zero is stored as zeros with the scale 1.
     """
     tensor = quantization.tensors[name]
     scales, (rows, width) = weight.scales.float(), tensor.shape
     codes = weight.codes.masked_fill(_spread(scales == 0, weight.block, rows, width), 0)
     scales = scales.masked_fill(scales == 0, 1.0)
-    if tensor.granularity != "tensor":  # one for each block of a row; the checkpoint's are for rectangles
+    if tensor.granularity != "tensor":  # one per block of a row; the checkpoint has one per rectangle
         scales = _spread(scales, weight.block, rows, width)[:, :: tensor.block_size].mT
     parts = {PACKED: _stored(codes.numpy(), quantization), SCALES: _bytes(scales.numpy())}
     if quantization.activations == STATIC_FP8:
@@ -103,7 +103,7 @@ def parts_taken_over(weight: FloatWeight, name: str, quantization: Quantization)
 
 
 def _spread(values: torch.Tensor, block: tuple[int, int], rows: int, width: int) -> torch.Tensor:
-    """Repeat one value of each block for the block's elements: ``(rows, width)``."""
+    """Expand one value per block to the block's elements: ``(rows, width)``."""
     return values.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :width]
 
 

@@ -1,18 +1,17 @@
-"""HQQ: half-quadratic quantization, which fits a fractional zero point to every block, without calibration text.
+"""HQQ (half-quadratic quantization): fit a fractional zero point to every block, without calibration text.
 
-An inverse scale s maps a block's range just onto that of q, the stored numbers. The zero points z make
-‖W − (q − z)/s‖ₚ with p = 0.7 small, which outliers disturb less than squares: by turns, errors are shrunk so that only
-outliers remain, and z becomes the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine
-Learning Models", 2023). This is ``optimize_weights_proximal`` of the package ``hqq`` 0.2.8, and a test compares both;
-the package itself asks for a GPU or whole models of transformers. Left out is what its ``Quantizer`` does before: it
-limits the inverse scale to 2e4 (at 4 bits, blocks whose range is below 7.5e-4), gives blocks whose range is at most
+The inverse scale s maps a block's range onto the range of the quantized integers q. The zero points z minimize
+‖W − (q − z)/s‖ₚ with p = 0.7, which outliers affect less than squared errors: alternately, the errors are shrunk so
+that only outliers remain, and z is set to the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large
+Machine Learning Models", 2023). This is ``optimize_weights_proximal`` of the package ``hqq`` 0.2.8, which requires a
+GPU or whole transformers models; a test compares both. The steps before it in the package's ``Quantizer`` are left out:
+it limits the inverse scale to 2e4 (at 4 bits, blocks whose range is below 7.5e-4), gives blocks whose range is at most
 1e-4 the scale 1, and rounds the first zero points at 4 bits.
 
-onnxruntime's CPU reads fractional zero points for 4 bits alone, and a hundred times slower than whole ones. So graphs
-do the equivalent: W = q · scale + offset with symmetric q, hence x Wᵀ is the product of x and q · scale, plus that of
-the sums of x's blocks and the offsets. In blocks of (nearly) equal values the offset is their middle, and q holds only
-the error of rounding it. So both products stay small: large ones would not cancel where a runtime rounds the inputs of
-only one of them.
+onnxruntime's CPU kernels support fractional zero points only for 4 bits, and are then a hundred times slower. So the
+graphs do the equivalent: with W = q · scale + offset and symmetric q, x Wᵀ is the product of x and q · scale, plus that
+of the sums of x's blocks and the offsets. In blocks of (nearly) equal values the offset is their midpoint, and q only
+corrects its rounding. So both products stay small: large ones would not cancel if a runtime rounds the inputs of one.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from lucid_deploy.export.quantize.nearest import pack_numbers
 if TYPE_CHECKING:
     import torch
 
-NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
-_ELEMENTS = 1 << 20  # elements of a matrix that are processed at once
-_FLAT_STEP = 2.0**-11  # least scale of a block of one value, as a share of that value
+NORM, BETA, STEPS = 0.7, 10.0, 20  # the package's defaults: p, the weight of the constraint, the most steps
+_ELEMENTS = 1 << 20  # elements of a matrix to process at once
+_FLAT_STEP = 2.0**-11  # least scale of a block of (nearly) equal values, relative to the value
 
 
 def hqq_matrix(
     weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str = "float32"
 ) -> tuple[Array, torch.Tensor, torch.Tensor]:
-    """Quantize a matrix ``(out, in)``.
+    """Quantize a matrix ``(out, in)`` with HQQ.
 
     Returns:
-        Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` with
-        values exact in ``dtype``: the weight is q · scale + offset; packing adds 2^(bits − 1) to q, so that it is ≥ 0.
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` rounded
+        to ``dtype``. The weight is q · scale + offset; the bytes contain q + 2^(bits − 1), which is not negative.
     """
     import torch
 
@@ -63,7 +62,7 @@ def hqq_matrix(
 
 
 def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each block: whether its values are too close for a scale; the middle of their range; its width."""
+    """Return for each block: whether its values are too close for a scale; the midpoint of their range; its width."""
     least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
     width = most - least
     return ~(top / width).isfinite(), least + width / 2, width
@@ -93,7 +92,7 @@ def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _shrunk(error: torch.Tensor) -> torch.Tensor:
-    """Return the errors moved towards zero by |e|^(p − 1) / β, at most to zero, as a new tensor."""
+    """Return a new tensor with the errors e moved towards zero by |e|^(p − 1) / β, but not past it."""
     magnitude = error.abs()
     return magnitude.sub_(magnitude.pow(NORM - 1).div_(BETA)).clamp_(min=0).mul_(error.sign())
 
@@ -104,7 +103,7 @@ def _slices(blocks: torch.Tensor) -> Iterator[slice]:
 
 
 class Hqq(QuantizationMethod):
-    """The method that ``--method hqq`` chooses, described in the module's docstring."""
+    """The method ``--method hqq``; see the module's docstring."""
 
     name = "hqq"
     offsets = ("matmulnbits", "qdq")
@@ -115,7 +114,7 @@ class Hqq(QuantizationMethod):
         if tensor.offsets:
             packed, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
             yield Rounded(packed, scales, offsets=offsets)
-        else:  # 8-bit weights; the embedding, whose operator takes no offsets
+        else:  # 8-bit weights, and the embedding, whose operator has no offsets
             yield from NEAREST.round(weight, tensor, bits, dtype, positive)
 
 

@@ -25,30 +25,30 @@ Progress = Callable[[str, int, int], None]
 class Rounded:
     """Quantized rows of a weight."""
 
-    # bytes (rows, blocks, block_size · bits / 8); 2^(bits-1) is added to each number; of two 4-bit numbers in a byte,
-    # the first is in the lower half
+    # bytes (rows, blocks, block_size · bits / 8): integers plus 2^(bits-1); with 4 bits, the first of two integers is
+    # in the low half of the byte
     packed: Array
-    scales: Any  # (rows, blocks), float32, or in the checkpoint's type if they are taken over from it
-    offsets: Any = None  # float32 (rows, blocks); None: the method has none
+    scales: Any  # (rows, blocks), float32, or in the checkpoint's dtype if they come from a quantized checkpoint
+    offsets: Any = None  # float32 (rows, blocks); None: no offsets
 
 
 @dataclass
 class LearnedWeights:
-    """What a method learned (values, scales and offsets), what the manifest records of it, and folded scales."""
+    """Learned weights (integers, scales and offsets), their records for the manifest, and folded scales."""
 
     parts: dict[str, Rounded] = field(default_factory=dict)  # all rows of each learned weight, by its name
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # for the manifest, by the same names
-    # scales of inputs that were folded into weights, see lucid_deploy.artifact.quantized_bytes
+    # input scales that were folded into weights, see lucid_deploy.artifact.quantized_bytes
     folded: dict[str, Array] = field(default_factory=dict)
 
 
 class QuantizationMethod(ABC):
-    """A quantization method: it implements ``round``, or sets ``learns`` and implements ``learn``.
+    """A quantization method: a subclass implements ``round``, or sets ``learns`` and implements ``learn``.
 
     Attributes:
-        name: The value of ``--method`` that chooses it; the manifest records it.
-        learns: Whether it needs the calibration text.
-        offsets: The formats in which it stores an offset for each block.
+        name: The value of ``--method`` that selects it; the manifest records it.
+        learns: Whether it needs calibration text.
+        offsets: The formats in which it stores an offset per block.
     """
 
     name: str
@@ -56,17 +56,17 @@ class QuantizationMethod(ABC):
     offsets: tuple[str, ...] = ()
 
     def tool(self) -> str:
-        """Return name and version of the program that chooses quantized values; the manifest records it."""
+        """Return the name and version of the program that computes the quantized values; the manifest records it."""
         return f"lucid-deploy {__version__}"
 
     def round(
         self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
     ) -> Iterator[Rounded]:
-        """Quantize a weight, some rows at a time; experts' matrices are rounded by HQQ or to the nearest instead.
+        """Quantize a weight, some rows at a time. Not called for experts, which use HQQ or the nearest values.
 
         Args:
-            weight: ``(out, in)``, any floating type; its scales are stored as ``dtype``.
-            positive: Whether every scale must be positive and quantized values symmetric (int8 for TensorRT).
+            weight: ``(out, in)``, any floating dtype; its scales will be stored as ``dtype``.
+            positive: Whether all scales must be positive and the integers symmetric (int8 for TensorRT).
         """
         raise NotImplementedError(f"--method {self.name} does not round without learning")
 
@@ -78,12 +78,12 @@ class QuantizationMethod(ABC):
         dtype: str,
         progress: Progress | None,
     ) -> tuple[LearnedWeights, Quantization]:
-        """Learn quantized values from calibration text; return them, and the record completed with the method.
+        """Learn quantized weights from calibration text; return them, and the record completed with the method.
 
-        Weights for which the method returns nothing are rounded without the text.
+        Weights that are not returned are rounded without the text.
 
         Args:
-            dtype: Type that scales are stored in, unless the record of a weight has another.
+            dtype: Dtype in which scales are stored, unless a weight's record has another.
         """
         raise NotImplementedError(f"--method {self.name} does not learn")
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) -> NDArray[np.uint8]:
-    """Pack a matrix of whole numbers.
+    """Pack a matrix of integers into bytes.
 
     Args:
         numbers: Int8 ``(out, in)``.
 
     Returns:
-        ``(out, blocks, block_size · bits / 8)``: each number with ``2^(bits-1)`` added, two of 4 bits in a byte, the
-        first in the lower half. Zeros fill up the last block of a row.
+        Bytes ``(out, blocks, block_size · bits / 8)``: each integer plus ``2^(bits-1)``; with 4 bits, two per byte, the
+        first in the low half. A row's last block is padded with (shifted) zeros.
     """
     offset: NDArray[Any] = (numbers.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
     missing = tensor.blocks * tensor.block_size - numbers.shape[1]
@@ -36,7 +36,7 @@ def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) 
     return packed.reshape(len(numbers), tensor.blocks, -1)
 
 
-_SLICE = 1 << 22  # elements quantized at once
+_SLICE = 1 << 22  # elements to quantize at once
 
 
 def quantize_matrix(
@@ -45,11 +45,11 @@ def quantize_matrix(
     """Quantize a matrix ``(out, in)``, some rows at a time.
 
     Args:
-        least_scale: For 8 bits: the lower bound of all scales, which are then positive. None: onnxruntime's scheme.
+        least_scale: For 8 bits, a positive lower bound of the scales; None: use onnxruntime's quantizer.
 
     Yields:
-        Packed bytes ``(rows, blocks, block_size · bits / 8)``, two 4-bit numbers in a byte, lower half first, each with
-        ``2^(bits-1)`` added, and scales, float32 ``(rows, blocks)``.
+        Bytes as :func:`pack_numbers` returns them, ``(rows, blocks, block_size · bits / 8)``, and scales, float32
+        ``(rows, blocks)``.
     """
     kernel = nearest_kernel(f"int{bits}")
     (count, width), blocks, size = tensor.shape, tensor.blocks, tensor.block_size
@@ -75,22 +75,22 @@ def nearest_kernel(scheme: str) -> Any:
         from onnxruntime.capi import _pybind_state as kernels
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu", "quantize weights") from error
-    # What onnxruntime.quantization.matmul_nbits_quantizer calls; that module itself needs whole models in memory.
+    # onnxruntime.quantization.matmul_nbits_quantizer calls these functions, but needs the whole model in memory.
     return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
 
 
 def round_blocks(
     rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Round to 8 bits with positive scales, which the format ``qdq`` needs.
+    """Round rows to 8 bits with positive scales, as the format ``qdq`` requires.
 
     Args:
-        rows: Float32 ``(n, in)`` of a weight.
-        least_scale: The least scale, which a block of zeros gets.
+        rows: Rows of a weight, float32 ``(n, in)``.
+        least_scale: The lower bound of the scales, which a block of zeros gets.
 
     Returns:
-        Whole numbers −127 … 127 plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the largest
-        magnitude of the block / 127.
+        Integers from −127 to 127, plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the
+        block's largest magnitude / 127.
     """
     padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
     blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
@@ -100,7 +100,7 @@ def round_blocks(
 
 
 class Nearest(QuantizationMethod):
-    """The method that ``--method rtn`` chooses: round every value to the nearest multiple of its block's scale."""
+    """The method ``--method rtn``: round every value to the nearest multiple of its block's scale."""
 
     name = "rtn"
 
