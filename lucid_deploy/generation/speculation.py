@@ -143,7 +143,7 @@ class Chooser:
         self.deadline: float | None = None
 
     def follow(self, row: Row, drafts: list[int], logits: Array) -> Iterator[Choice]:
-        """Yield a row's new tokens for as long as its drafts are right; each is chosen only when it is requested.
+        """Yield a row's next token and, while its drafts are right, those after them; each is chosen when requested.
 
         Accepted tokens are added to ``row.ids``. The caller has to drop the others from the cache, whether the row
         continues, ends, fails, or iteration stops before the drafts are used up.

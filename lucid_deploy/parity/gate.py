@@ -152,7 +152,7 @@ def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> Gates:
 
 
 def widest(gates: Sequence[Gates]) -> Gates:
-    """Return the widest gate of each tensor, for scenarios that have too few positions to derive their own gates.
+    """Return the widest gate of each tensor over all scenarios, the safer limit where tokens are few or alike.
 
     A gate of 1 or more shows that one scenario is ill-conditioned and says nothing about the others, so it is used only
     if no scenario has a smaller one.

@@ -49,7 +49,7 @@ _STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # step between the two larg
 
 @dataclass(frozen=True)
 class SizeGate:
-    """How far from 1 the size factor of some rows of one tensor may be."""
+    """How far from 1 the coefficient of rows projected onto the second reference may be (``size_factors``)."""
 
     gate: Gate
     rows: Array  # positions of the rows that are used, (n,): those where zeros would fail, or all if there are none

@@ -27,10 +27,10 @@ from lucid_deploy.runtimes.session import Session
 
 @dataclass(frozen=True)
 class Rounding:
-    """One scenario's further traces and gates, filled by ``derive_roundings``; every schedule has gates of its own."""
+    """What one scenario also needs if the cache rounds: traces of such a cache, and gates; see ``derive_roundings``."""
 
     scenario: Scenario
-    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K, Y, states in float64 with such a cache
+    rounded: dict[str, Trace] = field(default_factory=dict)  # by schedule: K, Y, states in float64, the cache rounded
     gates: dict[str, Gates] = field(default_factory=dict)  # by schedule; these replace the target's gates
     sizes: dict[str, SizeGates] = field(default_factory=dict)  # by schedule: how far from 1 the size factors may be
     answers: Answers = field(default_factory=dict)  # by graph: float64 logits computed from stored rows
