@@ -1,4 +1,4 @@
-"""The options of quantization, and the checks that need no checkpoint."""
+"""The options of quantization, and the checks that do not need the checkpoint."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import QuantizationMethod, find_method
 from lucid_deploy.export.quantize.nearest import nearest_kernel
 
-# By measurement, see docs/quantization.md.
+# Chosen by measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
-BEST_HEAD_BITS = 8  # of lm_head and other weights that gain most from 8 bits, with int4 and no named method
-# How many first rows of a tied embedding get 8 bits if it has at least twice as many: frequent tokens have low ids.
+BEST_HEAD_BITS = 8  # bits of lm_head and other weights that gain most from 8 bits, for int4 without --method
+# This many first rows of a tied embedding get 8 bits if it has at least twice as many: frequent tokens have low ids.
 FREQUENT_ROWS = 16384
 CALIBRATION_TOKENS = 16384
-FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
+FEW_TOKENS = 16384  # warn if a calibration text has fewer tokens: the learned weights may not generalize
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the values of a checkpoint that is quantized
-            already.
-        format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8``, ``nvfp4`` and a checkpoint in fp8, else
+        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the quantized values of a checkpoint that is
+            already quantized.
+        format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8``, ``nvfp4`` and FP8 checkpoints, else
             ``matmulnbits``, since onnxruntime is the default runtime.
-        block_size: Most elements that share a scale; None: 32. Always up to 128 where weights of int4 get 8 bits.
+        block_size: The most elements that share a scale; None: 32. For 8-bit weights of int4 it is always up to 128.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. A tied embedding is the same weight as the head and follows the head.
-        activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8``, ``nvfp4`` and models with experts, for a
-            checkpoint in fp8 what it says, else ``int8``; see ``lucid_deploy.artifact.quantization.Quantization``.
-        method: How values are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4
-            in ``matmulnbits`` ``hqq``, or ``distill`` if there is a text, with 8 bits for weights that need them; else
+        activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8``, ``nvfp4`` and models with experts, as an
+            FP8 checkpoint specifies, else ``int8``; see ``lucid_deploy.artifact.quantization.Quantization``.
+        method: One of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4 in ``matmulnbits``,
+            ``distill`` with a calibration text and ``hqq`` without, with 8 bits for weights that need them; otherwise
             ``rtn``.
         has_text: Whether there is a calibration text; ``ExportOptions`` sets it.
-        calibration_tokens: How many tokens of that text to learn from at most.
-        equalize: Make weights' columns more equal in size before rounding. None: if ``method`` is empty and the format
-            is ``matmulnbits``, for int8 and int4.
-        head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a quantized embedding get 8 bits. 0: the export chooses for int4 in
-            ``matmulnbits`` if neither ``method`` nor ``head_bits`` is given; else none.
+        calibration_tokens: The most tokens of that text to learn from.
+        equalize: Equalize the magnitudes of weights' columns before rounding. None: only for int8 and int4 in
+            ``matmulnbits`` if ``method`` is empty.
+        head_bits: Bits of ``lm_head`` and of an embedding tied to it; None: the scheme's, or see ``method``.
+        frequent_rows: Number of first rows of a quantized embedding that get 8 bits. 0: chosen by the export for int4
+            in ``matmulnbits`` if neither ``method`` nor ``head_bits`` is given, otherwise none.
     """
 
     scheme: str
@@ -70,12 +70,12 @@ class QuantizeOptions:
 
     @property
     def is_float(self) -> bool:
-        """Whether weights become floating-point numbers of fewer bits."""
+        """Whether weights are quantized to a floating-point format."""
         return self.scheme in FLOAT_SCHEMES
 
     @property
     def chosen_format(self) -> str:
-        """The format; ``auto`` is ``qdq`` for floating-point numbers, else ``matmulnbits``."""
+        """The format; ``auto`` means ``qdq`` for floating-point schemes, else ``matmulnbits``."""
         if self.format == "auto":
             return "qdq" if self.is_float else "matmulnbits"
         return self.format
@@ -88,7 +88,7 @@ class QuantizeOptions:
 
     @property
     def chosen_activations(self) -> str:
-        """The activations; ``auto`` is ``float`` for floating-point numbers, else ``int8``."""
+        """The activations; ``auto`` means ``float`` for floating-point schemes, else ``int8``."""
         if self.activations == "auto":
             return "float" if self.is_float else "int8"
         return self.activations
@@ -107,7 +107,7 @@ class QuantizeOptions:
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
-    """Check options as far as possible without the checkpoint; raise ``LucidError`` for wrong ones."""
+    """Check options as far as possible without the checkpoint; raise ``LucidError`` for invalid ones."""
     for name, value, known in (
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
@@ -118,13 +118,13 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
     if options.block_size is not None and options.block_size not in BLOCK_SIZES:
         raise LucidError(
             f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
-            "kernels for these."
+            "kernels only for these sizes."
         )
     if options.scheme != STORED or options.format != "auto":  # else the checkpoint decides the format
         check_kernels(options.chosen_format, dtype)
     if options.embeddings and options.chosen_format == "qdq":
         raise LucidError(
-            "In the format qdq an embedding would be dequantized whole for every token. Leave out "
+            "In the format qdq, the whole embedding would be dequantized for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
         )
     if options.calibration_tokens < 1:
@@ -141,7 +141,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
 
 
 def check_kernels(form: str, dtype: str) -> None:
-    """Check that onnxruntime has kernels for a format in this type."""
+    """Raise ``LucidError`` if onnxruntime has no kernels for a format in graphs of this dtype."""
     if dtype == "bfloat16" and form != "qdq":
         raise LucidError(
             "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
@@ -150,7 +150,7 @@ def check_kernels(form: str, dtype: str) -> None:
 
 
 def _check_float(options: QuantizeOptions) -> None:
-    """Refuse options that do not apply to floating-point numbers."""
+    """Raise ``LucidError`` for options that do not apply to floating-point schemes."""
     given = {
         "--quantize-format matmulnbits": options.format == "matmulnbits",
         "--block-size": options.block_size is not None,
@@ -169,7 +169,7 @@ def _check_float(options: QuantizeOptions) -> None:
 
 
 def _check_learning(options: QuantizeOptions) -> None:
-    """Refuse a number of calibration tokens, other than the default, for a method that does not learn."""
+    """Raise ``LucidError`` if calibration tokens are given for a method that does not learn."""
     if not options.chosen_method.learns and options.calibration_tokens != CALIBRATION_TOKENS:
         raise LucidError(
             f"--method {options.chosen_method.name} does not learn, so leave out --calibration-tokens, or choose "
@@ -178,7 +178,7 @@ def _check_learning(options: QuantizeOptions) -> None:
 
 
 def _check_stored(options: QuantizeOptions) -> None:
-    """Refuse options that would change the checkpoint's quantized values, which are taken over."""
+    """Raise ``LucidError`` for options that would change the checkpoint's quantized values."""
     given = {
         "--method": options.method not in ("", NEAREST),
         "--equalize": bool(options.equalize),
@@ -190,4 +190,4 @@ def _check_stored(options: QuantizeOptions) -> None:
     }
     names = [name for name, there in given.items() if there]
     if names:
-        raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {', '.join(names)}.")
+        raise LucidError(f"--quantize stored keeps the checkpoint's quantized values, so leave out {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""Choose what an export quantizes and how (``plan``, before files are written); equalize and learn (``learn``)."""
+"""Choose what an export quantizes and how (``plan``, before files are written); learn the weights (``learn``)."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 _WIDE = 128  # the largest block of an 8-bit weight in the scheme int4
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")  # ends of weights' names: routers, gates of shared experts
+_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")  # name suffixes of the weights of routers, shared experts' gates
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is quantized, and the text to learn from."""
+    """What an export quantizes and how, and the text to learn from."""
 
     options: QuantizeOptions
     quantization: Quantization
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan(source: Checkpoint, options: ExportOptions) -> Plan | None:
-    """Choose which weights are quantized, and read the text to learn from; None: nothing is quantized.
+    """Choose which weights are quantized, and read the text to learn from; return None if nothing is quantized.
 
     Raises:
         LucidError: Options do not fit the checkpoint or each other, or the text cannot be read.
@@ -66,7 +66,7 @@ def plan(source: Checkpoint, options: ExportOptions) -> Plan | None:
     learns = quantize is not None and quantize.chosen_method.learns
     if calibration is not None and not learns:
         raise LucidError(
-            f"Nothing reads --calibration {calibration}: --quantize int4 and --method distill learn from it. "
+            f"--calibration {calibration} is not used: --quantize int4 and --method distill learn from it. "
             "Leave it out, or add one of them."
         )
     if quantize is None:
@@ -100,10 +100,10 @@ def plan(source: Checkpoint, options: ExportOptions) -> Plan | None:
 
 
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
-    """Return the shapes of the weights that may be quantized, and the experts' records, whose block size is still 0.
+    """Return the shapes of the weights that may be quantized, and the experts' records, without a block size.
 
-    Left out are routers (if rounded, they would choose other experts), gates of shared experts and, for a class of
-    transformers, whatever is no linear layer, expert or embedding.
+    This leaves out routers (rounded ones would choose other experts), gates of shared experts and, for transformers
+    classes, every module that is not a linear layer, experts or the embedding.
     """
     import torch
 
@@ -114,7 +114,7 @@ def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[s
         modules = dict(make_model(source.config).named_modules())
     experts = {}
     for path, module in modules.items():
-        turned: Any = getattr(module, "is_transposed", None)  # only modules of experts have it
+        turned: Any = getattr(module, "is_transposed", None)  # only experts' modules have it
         for name, value in module.named_parameters(recurse=False) if turned is not None else ():
             if value.dim() == 3:
                 count, *sizes = value.shape
@@ -135,8 +135,8 @@ def plan_quantization(
     """Choose what is quantized, and how; raise ``LucidError`` for options that do not fit the weights.
 
     Args:
-        shapes: Shapes of the model's weights by name, without a tied head and what must not be quantized.
-        experts: Records of the tensors that are matrices of experts; their block sizes are chosen here.
+        shapes: Shapes of the weights that may be quantized, by name; without a tied head.
+        experts: Records of the experts' matrices; their block sizes are chosen here.
     """
     form, experts = options.chosen_format, experts or {}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]
@@ -171,20 +171,20 @@ def plan_quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
         format=form,
-        # Rounded inputs would make routers choose other experts, and nothing could be verified.
+        # With rounded inputs, routers would choose other experts, so that the export could not be verified.
         activations="float" if experts and options.activations == "auto" else options.chosen_activations,
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in chosen),
         tool=f"lucid-deploy {__version__}" if options.is_float else method.tool(),
-        method=Method(NEAREST if method.learns else method.name),  # learning sets its own
+        method=Method(NEAREST if method.learns else method.name),  # learn() sets the method's own
     )
 
 
 def _sensitive(shapes: dict[str, tuple[int, ...]], chosen: list[str]) -> Iterator[str]:
-    """Yield the weights that gain most from 8 bits instead of 4, by measurement (docs/quantization.md).
+    """Yield the weights that gain most from 8 bits instead of 4 (measured, see docs/quantization.md).
 
-    They are ``k_proj`` and ``v_proj`` where several query heads share a key/value head, which makes them small, and
-    ``down_proj`` in the last eighth of the layers.
+    These are ``k_proj`` and ``v_proj`` with grouped-query attention, which makes them small, and ``down_proj`` in the
+    last eighth of the layers.
     """
     layers = 1 + max((int(found[1]) for name in shapes if (found := _LAYER.match(name))), default=0)
     for name in chosen:
@@ -209,19 +209,19 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     method, block = options.chosen_method, options.block_size or DEFAULT_BLOCK[options.scheme]
-    # Rows of an embedding are read by an operator without offsets, and an 8-bit weight of int4 needs none.
+    # The operator that reads an embedding's rows has no offsets, and an 8-bit weight of int4 does not need them.
     offsets = options.chosen_format in method.offsets and name != EMBEDDING and bits != 8
-    if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
+    if (options.scheme, bits) == ("int4", 8):  # with 8 bits, wide blocks lose nothing
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
     needed = "TensorRT" if options.chosen_format == "qdq" else f"--method {method.name}" if offsets else None
     size = block if needed is None else _dividing(name, width, block, needed)
-    # In blocks of 32, scales and offsets add 2 bits a weight in float32, 1 in float16; q is chosen for rounded scales.
+    # In blocks of 32, scales and offsets add 2 bits per element in float32, 1 in float16; q fits the rounded scales.
     kind = "float16" if offsets and options.chosen_format == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
 
 def _in_rows(embedding: QuantizedTensor, frequent: int) -> dict[str, QuantizedTensor]:
-    """Give the first rows of an embedding 8 bits, and leave the others as planned, but with float16 scales."""
+    """Split an embedding: its first rows get 8 bits, the others stay as planned, but with float16 scales."""
     rows, width = embedding.shape
     return {
         rows_name(EMBEDDING, 0, frequent): replace(embedding, shape=(frequent, width), bits=BEST_HEAD_BITS),
@@ -237,7 +237,7 @@ def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: in
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
-    """Return the largest allowed block size that divides a row of experts' matrices; 0 if the experts stay float."""
+    """Return the largest allowed block size that divides the rows of experts' matrices; 0 if experts stay float."""
     if options.chosen_format == "qdq":
         return 0
     most = most or options.block_size or DEFAULT_BLOCK[options.scheme]
@@ -265,7 +265,7 @@ def _names(name: str, is_head: bool) -> Iterator[str]:
 
 
 def _dividing(name: str, width: int, block: int, needed: str) -> int:
-    """Return the largest block size up to ``block`` that divides a row; ``needed``: what needs that, for the error."""
+    """Return the largest block size up to ``block`` that divides a row; the error names ``needed`` as the reason."""
     for size in reversed(BLOCK_SIZES):
         if size <= block and width % size == 0:
             return size
@@ -278,10 +278,10 @@ def _dividing(name: str, width: int, block: int, needed: str) -> int:
 def learn(
     source: Checkpoint, planned: Plan | None, dtype: str, progress: Progress | None
 ) -> tuple[Checkpoint, LearnedWeights, Quantization | None]:
-    """Equalize weights and learn quantized values, as planned; others are rounded when they are written.
+    """Equalize weights and learn quantized values as planned; other weights are rounded when they are written.
 
     Returns:
-        A view of the checkpoint with all scales folded into its weights; what was learned; the completed record.
+        A view of the checkpoint with all scales folded into its weights; the learned weights; the completed record.
     """
     learned, folded = LearnedWeights(), {}
     if planned is None:

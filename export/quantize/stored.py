@@ -1,4 +1,4 @@
-"""Take over the quantized values, scales and zero points of a checkpoint that another tool quantized."""
+"""Keep the quantized values, scales and zero points of a checkpoint that another tool quantized."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.layouts import PackedLayout
     from lucid_deploy.model.packed.weight import PackedWeight
 
-_ADVICE = "Take the checkpoint that it was made from, and quantize that."
+_ADVICE = "Quantize the checkpoint that it was made from instead."
 
 
 def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> QuantizeOptions | None:
-    """Return the options with ``stored`` for a quantized checkpoint; refuse options that do not fit the checkpoint."""
+    """Return the options, ``stored`` for a quantized checkpoint; ``LucidError`` if they do not fit the checkpoint."""
     taken = options is not None and options.scheme == STORED
     if source.layout is None:
         if taken:
             raise LucidError(
-                f"{source.directory} is not quantized, so there are no numbers to take over. Use --quantize int8, "
-                "int4, fp8 or nvfp4."
+                f"{source.directory} is not quantized, so there are no quantized values to keep. Use --quantize "
+                "int8, int4, fp8 or nvfp4."
             )
         return options
     if options is None:
@@ -48,14 +48,14 @@ def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> Quant
     if not taken:
         raise LucidError(
             f"{source.directory} is quantized already ({source.layout.name}, {source.layout.bits} bits); rounding it a "
-            "second time would add errors. Use --quantize stored, which takes its numbers over, or the checkpoint that "
-            "it was made from."
+            "second time would add errors. Use --quantize stored, which keeps its quantized values, or the checkpoint "
+            "that it was made from."
         )
     return _read_as_floats(source, options) if source.layout.scheme in FLOAT_SCHEMES else options
 
 
 def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
-    """Return the options for a checkpoint in FP8, with the format ``qdq``; refuse options for whole numbers."""
+    """Return the options for an FP8 checkpoint, with the format ``qdq``; ``LucidError`` for options of integers."""
     given = [
         text
         for text, there in (
@@ -66,14 +66,14 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
     ]
     if given:
         raise LucidError(
-            f"{source.directory} holds floating-point numbers of 8 bits, which MatMulNBits cannot read: "
+            f"{source.directory} has weights in FP8 (8-bit floating point), which MatMulNBits cannot read: "
             f"leave out {' and '.join(given)}."
         )
     return dataclasses.replace(options, format="qdq")
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact that takes over a checkpoint's quantized weights; ``LucidError`` if one cannot be taken over."""
+    """Plan an artifact with a checkpoint's quantized weights; ``LucidError`` if one of them cannot be converted."""
     layout, form = source.layout, options.chosen_format
     assert layout is not None
     check_kernels(form, dtype)
@@ -93,7 +93,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 
 
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
-    """Return what linear layers' inputs are rounded to, and how many inputs share a scale (None: no groups)."""
+    """Return what linear layers' inputs are rounded to, and how many inputs share a scale (None: not in groups)."""
     if layout.scheme not in FLOAT_SCHEMES:
         return options.chosen_activations, None
     if layout.inputs is None or options.activations == "float":
@@ -102,10 +102,10 @@ def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | 
 
 
 def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWeight) -> str:
-    """Refuse what cannot be taken over from any layout; return the weight's name for messages."""
+    """Check what all layouts have in common; return the checkpoint and the weight's name for error messages."""
     where = f"{source.directory}: {short_name(name)}"
     if name == EMBEDDING:
-        raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
+        raise LucidError(f"{where} is a quantized embedding, which is not supported. {_ADVICE}")
     if not weight.scales.isfinite().all():
         raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
     return where
@@ -114,12 +114,12 @@ def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWei
 def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
     where = _check_weight(source, name, weight)
     rows, width = weight.codes.shape
-    if (weight.scales < 0).any():  # scales of zero become 1, see parts_taken_over
-        raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
+    if (weight.scales < 0).any():  # parts_taken_over replaces zero scales by 1
+        raise LucidError(f"{where} has negative scales, which TensorRT cannot use. {_ADVICE}")
     if group is not None and width % group:
         raise LucidError(
-            f"{where} has {width} inputs, which groups of {group} do not divide, so they cannot be rounded as "
-            "quantization_config says. Leave the inputs unrounded: --quantize stored --activations float."
+            f"{where} has {width} inputs, which is not a multiple of the groups' size {group}, so they cannot be "
+            "rounded as quantization_config says. Do not round them: --quantize stored --activations float."
         )
     if weight.scales.numel() == 1:
         return QuantizedTensor((rows, width), width, granularity="tensor")
@@ -144,14 +144,14 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
         raise LucidError(f"{where} has scales in {stored} that {dtype} would round. Export with --dtype float32.")
     zeros = not weight.is_symmetric
     if form == "qdq" and zeros:
-        raise LucidError(f"{where} has zero points, which TensorRT does not take. Use --quantize-format matmulnbits.")
+        raise LucidError(f"{where} has zero points, which TensorRT cannot use. Use --quantize-format matmulnbits.")
     if form == "qdq" and weight.bits == 8 and not (weight.scales > 0).all():
         remedy = "Use --quantize-format matmulnbits."
-        raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take. {remedy}")
+        raise LucidError(f"{where} has scales that are not positive, which TensorRT cannot use. {remedy}")
     fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
     block = fits[-1] if fits else None
     if block is None and weight.group == width and form == "matmulnbits":
-        # The checkpoint has one scale for a row.
+        # The checkpoint has one scale per row.
         block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))
     if block is None:
         raise LucidError(
@@ -165,8 +165,8 @@ def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, to
     """Return a weight's parts in the artifact's layout.
 
     Returns:
-        Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as stored, and the packed zero
-        points ``(out, blocks · bits / 8, rounded up)``, None if there are none.
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as in the checkpoint, and packed
+        zero points ``(out, blocks · bits / 8, rounded up)``; None if there are none.
     """
     half, missing = 1 << (weight.bits - 1), tensor.blocks * tensor.block_size - tensor.shape[1]
     codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)

@@ -121,7 +121,7 @@ def test_negative_scales_are_refused_by_name(tmp_path: Path) -> None:
     """TensorRT accepts none; the refusal comes before anything is exported."""
     write_floats(tmp_path / "c", "token")
     change_tensors(tmp_path / "c", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_scale"][3].neg_())
-    with pytest.raises(LucidError, match=r"layers\.0\.mlp\.up_proj has negative scales, which TensorRT does not take"):
+    with pytest.raises(LucidError, match=r"layers\.0\.mlp\.up_proj has negative scales, which TensorRT cannot use"):
         plan_stored(Checkpoint(tmp_path / "c"), QuantizeOptions("stored", "qdq"), "float32")
 
 
@@ -161,7 +161,7 @@ def test_an_artifact_with_zero_points_has_the_checkpoints_weights(tmp_path: Path
         ("gptq", ExportOptions(quantize=QuantizeOptions("stored", block_size=32)), "leave out --block-size"),
         ("gptq", ExportOptions(quantize=QuantizeOptions("stored", method="distill")), "leave out --method"),
         ("gptq", ExportOptions(quantize=QuantizeOptions("stored", keep_float=("a",))), "leave out --keep-float"),
-        (None, ExportOptions(quantize=QuantizeOptions("stored")), "not quantized, so there are no numbers"),
+        (None, ExportOptions(quantize=QuantizeOptions("stored")), "not quantized, so there are no quantized values"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(kind: str | None, options: Any, message: str, tmp_path: Path) -> None:
