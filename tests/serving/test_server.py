@@ -93,7 +93,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
         wait_for(lambda: metric(server, "lucid_active_rows") == 1)
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
     wait_for(lambda: answers(server) == {"200": 1, "499": 2})
-    assert "closed the connection before all was sent" in httpx.get(f"{server.url}/metrics").text
+    assert "closed the connection before the answer was complete" in httpx.get(f"{server.url}/metrics").text
 
     queued = [Asking(server, body(100)) for _ in range(3)]
     wait_for(lambda: metric(server, "lucid_queue_length") == 2)

@@ -13,7 +13,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions, check_options
     [
         (QuantizeOptions("fp8", "matmulnbits"), "leave out --quantize-format matmulnbits"),
         (QuantizeOptions("fp8", block_size=32), "leave out --block-size"),
-        (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
+        (QuantizeOptions("nvfp4", embeddings=True), "the whole embedding would be dequantized"),
         (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
         (QuantizeOptions("fp8", method="distill"), "leave out --method"),
         (QuantizeOptions("fp8", head_bits=8), "leave out --head-bits"),

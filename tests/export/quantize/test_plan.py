@@ -125,7 +125,7 @@ def test_kept_weights_stay_as_they_are(quantized: Made) -> None:
         (QuantizeOptions("int4", "gguf"), "float32", "must be one of auto, matmulnbits, qdq"),
         (QuantizeOptions("int4", block_size=48), "float32", "--block-size must be one of 16, 32"),
         (QuantizeOptions("int4"), "bfloat16", "no bfloat16 kernel"),
-        (QuantizeOptions("int4", "qdq", embeddings=True), "float32", "dequantized whole"),
+        (QuantizeOptions("int4", "qdq", embeddings=True), "float32", "the whole embedding would be dequantized"),
         (QuantizeOptions("int4", keep_float=("k_proj",)), "float32", "matches no weight.*self_attn.q_proj"),
         (QuantizeOptions("int4", keep_float=("embed_tokens",)), "float32", "matches no weight"),
         (QuantizeOptions("int4", keep_float=("*",)), "float32", "nothing to quantize"),
