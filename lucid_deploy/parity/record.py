@@ -42,7 +42,7 @@ class TensorId(NamedTuple):
 
     @property
     def accumulated(self) -> bool:
-        """Whether rows depend on earlier rows, so that errors are relative to the largest row so far."""
+        """Whether each row is a sum over earlier rows, so that errors are relative to the largest row so far."""
         return self.word == "Y"
 
     @property

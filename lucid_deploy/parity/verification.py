@@ -115,7 +115,7 @@ def verify_against(
     """Compare a session with its checkpoint, without causes, other forms, and checks of stored files and weights.
 
     Args:
-        options: ``checkpoint``, ``explain`` and ``trust_remote_code`` are ignored, and ``runtime`` but for its adapter.
+        options: ``checkpoint``, ``explain``, ``trust_remote_code`` and all of ``runtime`` but the adapter are ignored.
         artifact: The session's artifact, for its tokenizer, adapters and quantization; None: it has none of these.
     """
     options = options or VerifyOptions()
