@@ -204,4 +204,4 @@ def test_a_fault_in_the_layer_is_found_there(artifact, tmp_path):
     assert str(verification.first_failure.tensor).startswith("layer 1 ")
     first = next(item for item in verification.explanation.findings if item.failed)
     assert (first.part.layer, first.part.word) == (1, "output")
-    assert "layer of kind toy" in verification.cause()
+    assert "layers of kind toy" in verification.cause()
