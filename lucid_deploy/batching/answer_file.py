@@ -104,7 +104,7 @@ class AnswerFile:
             self._write_record(facts)
 
     def _compare(self, facts: dict[str, Any]) -> None:
-        way_out = "Choose another --output, or start anew with --overwrite."
+        way_out = "Choose another --output, or start over with --overwrite."
         try:
             known = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -137,13 +137,13 @@ class AnswerFile:
                     break
                 raise CheckFailed(
                     f"{self.path}, line {number} is not an answer: the file was changed or damaged. Restore it, or "
-                    "start anew with --overwrite."
+                    "start over with --overwrite."
                 ) from error
             if line not in lines or line in self.answered:
                 what = "twice" if line in self.answered else "that is not in the prompts"
                 raise CheckFailed(
                     f"{self.path}, line {number} answers prompt {line!r} {what}: the file was changed. Restore it, or "
-                    "start anew with --overwrite."
+                    "start over with --overwrite."
                 )
             self.answered.add(line)
             self.failed += answer.get("error") is not None

@@ -67,7 +67,7 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
     metavar="N",
     help="With --batch: keep up to N tokens of caches for reuse.",
 )
-@click.option("--overwrite", is_flag=True, help="With --batch: start anew, and replace the answers in the output.")
+@click.option("--overwrite", is_flag=True, help="With --batch: start over, and replace the answers in the output.")
 def command(
     artifact: str,
     text: str | None,

@@ -234,7 +234,7 @@ class InputItem(Fields, kw_only=True, frozen=True):
 
 
 class InputMessage(InputItem, kw_only=True, frozen=True, tag_field="type", tag="message"):
-    """A message; the type may be left out."""
+    """A message; an item without ``type`` is read as one."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]

@@ -219,9 +219,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialised engine and what is known about it."""
+    """A serialized engine, its layers, and how long it took to build."""
 
-    content: Any = field(repr=False)  # the serialised engine, a buffer
+    content: Any = field(repr=False)  # the serialized engine, a buffer
     layers: int  # number of layers of the network
     plugin_layers: dict[str, list[str]]  # names of the layers that the plugin library computes, by operator
     seconds: float  # to parse and build

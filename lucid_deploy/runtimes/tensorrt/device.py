@@ -80,7 +80,7 @@ class Device:
         self._call("cuMemFreeAsync", address, self._stream)
 
     def fill_zero(self, address: int, size: int) -> None:
-        """Queue zeroing of ``size`` bytes."""
+        """Set ``size`` bytes to zero, in the order of the stream."""
         self._call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def upload(self, address: int, array: Array) -> None:

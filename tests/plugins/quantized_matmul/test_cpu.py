@@ -166,7 +166,7 @@ def rss() -> int:
 
 
 @pytest.mark.parametrize(("bits", "moved"), [kind for kind in KINDS if kind[1] != "offsets"])
-@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("rows", [1, 7, 40])
 def test_onnxruntimes_own_operator_agrees(library, fastest, bits, moved, rows):
     shape = depth, columns, block = 1024, 300, 32
     problem = Problem(rows, shape, bits, moved, "float32")
